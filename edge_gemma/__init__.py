@@ -1,0 +1,46 @@
+"""Export Gemma 3n to quantized ONNX and run it on small machines.
+
+    import edge_gemma
+
+    model = edge_gemma.load("artifacts/e2b")
+    for piece in model.stream("Why is the sky blue?", max_new_tokens=64):
+        print(piece.text, end="")
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from edge_gemma.errors import EdgeGemmaError as EdgeGemmaError
+    from edge_gemma.runtime.engine import Answer as Answer
+    from edge_gemma.runtime.engine import Model as Model
+    from edge_gemma.runtime.engine import Piece as Piece
+    from edge_gemma.runtime.engine import load as load
+    from edge_gemma.runtime.sampling import SamplingOptions as SamplingOptions
+    from edge_gemma.runtime.statistics import Statistics as Statistics
+
+__version__ = "0.1.0"
+
+# Imported at first use, so that `import edge_gemma` costs nothing.
+_HOMES = {
+    "load": "edge_gemma.runtime.engine",
+    "Model": "edge_gemma.runtime.engine",
+    "Answer": "edge_gemma.runtime.engine",
+    "Piece": "edge_gemma.runtime.engine",
+    "SamplingOptions": "edge_gemma.runtime.sampling",
+    "Statistics": "edge_gemma.runtime.statistics",
+    "EdgeGemmaError": "edge_gemma.errors",
+}
+__all__ = ["__version__", *_HOMES]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'edge_gemma' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,262 @@
+"""The artifact: a folder of graphs, embedding records, a tokenizer and one manifest.json.
+
+The manifest holds every geometry, name, dtype and offset that a client needs; nothing is inferred from
+file or tensor names. `read` opens a folder and checks it against its manifest; `Manifest.save` writes one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edge_gemma.errors import ArtifactError, FormatVersionError
+from edge_gemma.schema import SchemaError, from_dict
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+EMBEDDINGS = "embeddings.bin"
+DECODER = "decoder.onnx"
+TOKENIZER = "tokenizer.json"
+CHAT_TEMPLATE = "chat_template.jinja"
+HASH_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorSpec:
+    """A graph input or output."""
+
+    name: str
+    dtype: str  # numpy's name
+    shape: tuple[int | str, ...]  # a string is a symbolic dimension
+
+
+@dataclass(frozen=True, kw_only=True)
+class KvBuffer:
+    """The KV buffer of one layer that owns its keys and values: [batch, heads, rows, head_dim] each."""
+
+    layer: int
+    kind: str  # "sliding": rows of the window; "global": rows of the context
+    dtype: str  # float32, float16 or int8
+    heads: int
+    head_dim: int
+    past_key: str  # graph input
+    past_value: str
+    present_key: str  # graph output; may be the same memory as the input
+    present_value: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderSpec:
+    """The decoder graph.
+
+    One call takes S tokens and returns the logits of the last `num_logits` of them. Inputs, besides the KV
+    buffers: inputs_embeds [B, S, H], per_layer_inputs [B, S, L, P], position_ids [B, S] (absolute),
+    num_logits [1], and sliding_rows / global_rows [B]: how many rows the KV buffers of that kind hold after
+    this call. A sliding buffer needs room for sliding_window - 1 + S rows.
+    """
+
+    file: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    kv: tuple[KvBuffer, ...]
+    sliding_window: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowField:
+    """One vector inside an embedding record.
+
+    bits 32: float32 values at `offset`. bits 8: int8 values. bits 4: two values a byte, low nibble first,
+    each stored plus 8. For 8 and 4 bits, float16 scales at `scale_offset`, one for `block` values:
+    value = code · scale. The result is what the graph takes: no further factor.
+    """
+
+    name: str  # "embedding" or "per_layer"
+    offset: int  # bytes from the start of the record
+    values: int
+    bits: int
+    block: int
+    scale_offset: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbeddingSpec:
+    """embeddings.bin: `records` records of `record_bytes` each, the record of token id i at i·record_bytes."""
+
+    file: str
+    records: int
+    record_bytes: int
+    hidden_size: int
+    layers: int
+    per_layer_width: int
+    fields: tuple[RowField, ...]
+
+    def field(self, name: str) -> RowField:
+        return next(f for f in self.fields if f.name == name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenSpec:
+    """Special token ids."""
+
+    bos: int
+    pad: int
+    stop: tuple[int, ...]  # any of them ends an answer
+    media: dict[str, int]  # boi, eoi, image, boa, eoa, audio, where the checkpoint has them
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceSpec:
+    """Where the weights came from."""
+
+    name: str
+    revision: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParameterSpec:
+    """Parameter counts of the text model, as in the checkpoint."""
+
+    text: int
+    per_layer_embeddings: int  # stay on storage
+    effective: int  # text without the tables that stay on storage
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemorySpec:
+    """What the decoder needs in memory, in bytes; edge_gemma.memory adds it up for a context length."""
+
+    weights: int  # matrices as onnxruntime packs them, and everything else in the graph
+    largest_matrix: int  # packed; loading peaks by about this much
+    logits: int  # of one position
+    scratch_per_token: int  # activations of one token of a prefill chunk
+    kv_per_token: int  # global layers
+    kv_per_window_row: int  # sliding layers
+    sliding_window: int
+    tokenizer: int  # file size; loaded it takes a multiple
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileSpec:
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """manifest.json"""
+
+    format_version: int
+    generator: str  # the edge-gemma version that wrote it
+    minimum_onnxruntime: str
+    source: SourceSpec
+    submodel: str | None
+    recipe: str
+    recipe_details: dict[str, Any]
+    parameters: ParameterSpec
+    vocab_size: int
+    max_context: int
+    tokens: TokenSpec
+    decoder: DecoderSpec
+    embeddings: EmbeddingSpec
+    tokenizer: str
+    chat_template: str
+    memory: MemorySpec
+    memory_estimate: dict[str, int]  # context length → bytes of peak resident memory, default settings
+    files: dict[str, FileSpec]
+
+    def save(self, folder: Path) -> None:
+        (folder / MANIFEST).write_text(json.dumps(dataclasses.asdict(self), indent=1) + "\n", "utf-8")
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """An artifact on disk whose manifest has been read and whose files are there in full."""
+
+    folder: Path
+    manifest: Manifest
+
+    def path(self, file: str) -> Path:
+        return self.folder / file
+
+    def verify(self, progress: Callable[[int], None] | None = None) -> None:
+        """Re-hash every file; `progress` is called with the bytes just read.
+
+        Raises:
+            ArtifactError: the contents of a file are not those that were exported.
+        """
+        for name, spec in self.manifest.files.items():
+            found = sha256(self.path(name), progress)
+            if found != spec.sha256:
+                raise ArtifactError(
+                    f"{self.path(name)} is damaged: sha256 {found[:16]}…, expected {spec.sha256[:16]}…; "
+                    "copy or export the artifact again"
+                )
+
+
+def read(folder: str | Path) -> Artifact:
+    """Open an artifact: parse its manifest and check that every file is there with its size.
+
+    Raises:
+        ArtifactError: not an artifact, a malformed manifest, a missing file, a wrong size.
+        FormatVersionError: written by a newer edge-gemma.
+    """
+    folder = Path(folder)
+    manifest = _read_manifest(folder)
+    for name, spec in manifest.files.items():
+        path = folder / name
+        if not path.is_file():
+            raise ArtifactError(f"{path} is missing: copy or export the artifact again")
+        size = path.stat().st_size
+        if size != spec.bytes:
+            raise ArtifactError(
+                f"{path} has {size:,} bytes, expected {spec.bytes:,}: copy or export the artifact again"
+            )
+    return Artifact(folder, manifest)
+
+
+def _read_manifest(folder: Path) -> Manifest:
+    path = folder / MANIFEST
+    if not folder.is_dir():
+        raise ArtifactError(f"{folder} is not a folder: expected an artifact made by `edge-gemma export`")
+    try:
+        data = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise ArtifactError(
+            f"{folder} has no {MANIFEST}: expected an artifact made by `edge-gemma export`"
+        ) from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ArtifactError(f"{path} is not valid JSON ({error}): export the artifact again") from None
+    version = data.get("format_version") if isinstance(data, dict) else None
+    if not isinstance(version, int):
+        raise ArtifactError(f"{path} has no format_version: expected an artifact made by `edge-gemma export`")
+    if version != FORMAT_VERSION:
+        advice = "upgrade edge-gemma" if version > FORMAT_VERSION else "export it again with this edge-gemma"
+        raise FormatVersionError(f"{path} has format version {version}, this edge-gemma reads {FORMAT_VERSION}: {advice}")
+    try:
+        manifest = from_dict(Manifest, data)
+    except SchemaError as error:
+        raise ArtifactError(f"{path}: {error}; export the artifact again") from None
+    needed = (manifest.decoder.file, manifest.embeddings.file, manifest.tokenizer, manifest.chat_template)
+    for name in (*manifest.files, *needed):
+        if name in ("", ".", "..") or Path(name).name != name or "\\" in name:
+            raise ArtifactError(f"{path} names the file {name!r}: expected a plain name inside the folder")
+        if name not in manifest.files:
+            raise ArtifactError(f"{path} uses {name!r} and does not list it under files; export the artifact again")
+    return manifest
+
+
+def sha256(path: Path, progress: Callable[[int], None] | None = None) -> str:
+    """Hexadecimal SHA-256 of a file, read in pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(HASH_CHUNK):
+            digest.update(piece)
+            if progress:
+                progress(len(piece))
+    return digest.hexdigest()

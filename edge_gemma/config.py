@@ -1,0 +1,213 @@
+"""The Gemma 3n text architecture, read from a checkpoint's config.json."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edge_gemma.errors import CheckpointError
+
+SLIDING = "sliding_attention"
+FULL = "full_attention"
+MODEL_TYPES = ("gemma3n", "gemma3n_text")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MediaVocabulary:
+    """The hard embeddings that a tower adds behind the text vocabulary."""
+
+    offset: int  # first token id
+    size: int  # number of ids
+    hidden_size: int  # width of the tower's table
+    rms_norm_eps: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextConfig:
+    """Shape of the decoder. Names are those of transformers' Gemma3nTextConfig."""
+
+    vocab_size: int
+    vocab_size_per_layer_input: int
+    hidden_size: int
+    hidden_size_per_layer_input: int
+    intermediate_size: tuple[int, ...]  # one width per layer
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    layer_types: tuple[str, ...]  # SLIDING or FULL, one per layer
+    num_kv_shared_layers: int
+    sliding_window: int
+    activation_sparsity_pattern: tuple[float, ...]  # one per layer; 0.0 is dense
+    altup_num_inputs: int
+    altup_active_idx: int
+    altup_correct_scale: bool
+    laurel_rank: int
+    rms_norm_eps: float
+    final_logit_softcapping: float | None
+    rope_theta: dict[str, float]  # base by layer type
+    max_position_embeddings: int
+
+    @property
+    def first_shared_layer(self) -> int:
+        """Layers from this one on own no K and V: they read those of `kv_source`."""
+        return self.num_hidden_layers - self.num_kv_shared_layers
+
+    def kv_source(self, layer: int) -> int:
+        """The layer whose K and V `layer` attends to: itself, or the last of its type before sharing."""
+        if layer < self.first_shared_layer:
+            return layer
+        kind = self.layer_types[layer]
+        return max(i for i in range(self.first_shared_layer) if self.layer_types[i] == kind)
+
+    def window(self, layer: int) -> int | None:
+        """Number of keys that a query of `layer` sees, itself included; None for full attention."""
+        return self.sliding_window if self.layer_types[layer] == SLIDING else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """A whole checkpoint: the decoder, and the vocabularies of the towers where it has them."""
+
+    text: TextConfig
+    vision: MediaVocabulary | None
+    audio: MediaVocabulary | None
+    token_ids: dict[str, int]  # boi, eoi, image, boa, eoa, audio → id; empty for a text-only checkpoint
+
+
+def read_config(path: Path) -> ModelConfig:
+    """Read config.json.
+
+    Raises:
+        CheckpointError: the file is missing, is not JSON, or does not describe a Gemma 3n model.
+    """
+    try:
+        data = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{path.parent} has no config.json: expected a Hugging Face checkpoint folder of Gemma 3n"
+        ) from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} is not valid JSON ({error}): download the checkpoint again") from None
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{path} holds {type(data).__name__}, expected a JSON object")
+    return parse_config(data, where=str(path))
+
+
+def parse_config(data: dict[str, Any], *, where: str = "config") -> ModelConfig:
+    """Build a ModelConfig from the contents of a config.json; `where` names it in errors."""
+    model_type = data.get("model_type")
+    if model_type not in MODEL_TYPES:
+        raise CheckpointError(
+            f"{where} describes a model of type {model_type!r}: expected {' or '.join(MODEL_TYPES)} (Gemma 3n)"
+        )
+    text = data if model_type == "gemma3n_text" else data.get("text_config")
+    if not isinstance(text, dict):
+        raise CheckpointError(f"{where} has no text_config: expected a Gemma 3n configuration")
+    try:
+        return ModelConfig(
+            text=_parse_text(text, where),
+            vision=_parse_media(data.get("vision_config")),
+            audio=_parse_media(data.get("audio_config")),
+            token_ids={
+                name: int(data[f"{name}_token_id"])
+                for name in ("boi", "eoi", "image", "boa", "eoa", "audio")
+                if f"{name}_token_id" in data
+            },
+        )
+    except KeyError as error:
+        raise CheckpointError(f"{where} has no {error}: expected a complete Gemma 3n configuration") from None
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{where} cannot be used: {error}") from None
+
+
+def _parse_text(text: dict[str, Any], where: str) -> TextConfig:
+    layers = int(text["num_hidden_layers"])
+    width = text["intermediate_size"]
+    widths = [int(width)] * layers if isinstance(width, int) else [int(w) for w in width]
+    kinds = text.get("layer_types") or [FULL if (i + 1) % 5 == 0 else SLIDING for i in range(layers)]
+    sparsity = text.get("activation_sparsity_pattern")
+    if sparsity is None:
+        sparse = 10 if layers > 10 else 0
+        sparsity = [0.95] * sparse + [0.0] * (layers - sparse)
+    elif isinstance(sparsity, (int, float)):
+        sparsity = [sparsity] * layers
+    for name, values in (
+        ("intermediate_size", widths),
+        ("layer_types", kinds),
+        ("activation_sparsity_pattern", sparsity),
+    ):
+        if len(values) != layers:
+            raise ValueError(f"{name} has {len(values)} entries for {layers} layers")
+    if unknown := set(kinds) - {SLIDING, FULL}:
+        raise ValueError(f"layer_types holds {sorted(unknown)}, expected {SLIDING} or {FULL}")
+    config = TextConfig(
+        vocab_size=int(text["vocab_size"]),
+        vocab_size_per_layer_input=int(text["vocab_size_per_layer_input"]),
+        hidden_size=int(text["hidden_size"]),
+        hidden_size_per_layer_input=int(text["hidden_size_per_layer_input"]),
+        intermediate_size=tuple(widths),
+        num_hidden_layers=layers,
+        num_attention_heads=int(text["num_attention_heads"]),
+        num_key_value_heads=int(text["num_key_value_heads"]),
+        head_dim=int(text["head_dim"]),
+        layer_types=tuple(kinds),
+        num_kv_shared_layers=int(text["num_kv_shared_layers"]),
+        sliding_window=int(text["sliding_window"]),
+        activation_sparsity_pattern=tuple(float(s) for s in sparsity),
+        altup_num_inputs=int(text["altup_num_inputs"]),
+        altup_active_idx=int(text["altup_active_idx"]),
+        altup_correct_scale=bool(text.get("altup_correct_scale", True)),
+        laurel_rank=int(text["laurel_rank"]),
+        rms_norm_eps=float(text["rms_norm_eps"]),
+        final_logit_softcapping=text.get("final_logit_softcapping"),
+        rope_theta=_rope_theta(text),
+        max_position_embeddings=int(text.get("max_position_embeddings", 32768)),
+    )
+    _check(config, text)
+    return config
+
+
+def _rope_theta(text: dict[str, Any]) -> dict[str, float]:
+    """Rotary bases, from the nested form of transformers 5 or the flat form of Google's config.json."""
+    nested = text.get("rope_parameters") or {}
+    for kind, parameters in nested.items():
+        if isinstance(parameters, dict) and parameters.get("rope_type", "default") != "default":
+            raise ValueError(f"rope_parameters of {kind} are of type {parameters['rope_type']!r}, expected 'default'")
+    if text.get("rope_scaling"):
+        raise ValueError(f"rope_scaling is {text['rope_scaling']!r}, expected none")
+    return {
+        FULL: float(nested.get(FULL, {}).get("rope_theta", text.get("rope_theta", 1_000_000.0))),
+        SLIDING: float(nested.get(SLIDING, {}).get("rope_theta", text.get("rope_local_base_freq", 10_000.0))),
+    }
+
+
+def _check(config: TextConfig, text: dict[str, Any]) -> None:
+    if config.num_attention_heads % config.num_key_value_heads:
+        raise ValueError(
+            f"{config.num_attention_heads} attention heads cannot be grouped over {config.num_key_value_heads} KV heads"
+        )
+    if not 0 <= config.num_kv_shared_layers < config.num_hidden_layers:
+        raise ValueError(f"{config.num_kv_shared_layers} of {config.num_hidden_layers} layers share their KV")
+    owning = set(config.layer_types[: config.first_shared_layer])
+    if missing := set(config.layer_types) - owning:
+        raise ValueError(f"layers of type {sorted(missing)} share the KV of an earlier layer, and none exists")
+    if text.get("attention_bias"):
+        raise ValueError("attention_bias is set, expected none, as in every Gemma 3n")
+    if text.get("hidden_activation", "gelu_pytorch_tanh") != "gelu_pytorch_tanh":
+        raise ValueError(f"hidden_activation is {text['hidden_activation']!r}, expected 'gelu_pytorch_tanh'")
+    if not text.get("tie_word_embeddings", True):
+        raise ValueError("tie_word_embeddings is false, expected the head to be tied to the embedding")
+
+
+def _parse_media(media: dict[str, Any] | None) -> MediaVocabulary | None:
+    if not media:
+        return None
+    return MediaVocabulary(
+        offset=int(media["vocab_offset"]),
+        size=int(media["vocab_size"]),
+        hidden_size=int(media["hidden_size"]),
+        rms_norm_eps=float(media["rms_norm_eps"]),
+    )

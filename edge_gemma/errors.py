@@ -1,0 +1,67 @@
+"""Every error that edge-gemma raises on purpose.
+
+    EdgeGemmaError
+    ├── CheckpointError      the source of an export cannot be read, or is not Gemma 3n
+    ├── RecipeError          a quantization recipe is unknown or malformed
+    ├── ExportError          the export cannot be completed (a full disk, an existing target)
+    ├── ArtifactError        an artifact is missing, damaged, or not one this version reads
+    │   └── FormatVersionError   it was written by a newer edge-gemma
+    ├── PromptError          the messages, the prompt or a sampling option cannot be used
+    │   └── ContextLimitError    prompt and answer do not fit the context
+    └── DependencyError      an optional package is missing; the message names the extra
+
+A message says what was found, what was expected, and what to do; the command line prints it
+as one line and exits with the class's `exit_code`.
+"""
+
+from __future__ import annotations
+
+
+class EdgeGemmaError(Exception):
+    """Base of all errors below; catch this to catch everything edge-gemma raises on purpose."""
+
+    exit_code = 1
+
+
+class CheckpointError(EdgeGemmaError):
+    """The source of an export cannot be read, or is not a Gemma 3n checkpoint."""
+
+    exit_code = 3
+
+
+class RecipeError(EdgeGemmaError):
+    """A quantization recipe is unknown or malformed."""
+
+    exit_code = 2
+
+
+class ExportError(EdgeGemmaError):
+    """The export cannot be completed; nothing half-written was left behind."""
+
+    exit_code = 4
+
+
+class ArtifactError(EdgeGemmaError):
+    """An artifact is missing, damaged, or not an artifact."""
+
+    exit_code = 5
+
+
+class FormatVersionError(ArtifactError):
+    """The artifact was written by a newer edge-gemma than this one."""
+
+
+class PromptError(EdgeGemmaError):
+    """The messages, the prompt or a sampling option cannot be used as given."""
+
+    exit_code = 2
+
+
+class ContextLimitError(PromptError):
+    """The prompt and the answer asked for do not fit the context."""
+
+
+class DependencyError(EdgeGemmaError):
+    """A package of an optional extra is missing."""
+
+    exit_code = 6

@@ -1,0 +1,115 @@
+"""Byte sizes, this process's memory, and the arithmetic of a memory budget."""
+
+from __future__ import annotations
+
+import ctypes
+import re
+import sys
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
+
+import psutil
+
+from edge_gemma.errors import PromptError
+
+if TYPE_CHECKING:
+    from edge_gemma.artifact import MemorySpec
+
+UNITS = {
+    "": 1,
+    "B": 1,
+    "KIB": 1 << 10,
+    "MIB": 1 << 20,
+    "GIB": 1 << 30,
+    "KB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+}
+ESTIMATE_CONTEXTS = (1024, 4096, 8192, 16_384, 32_768)
+DEFAULT_CHUNK = 128  # tokens of a prompt computed at once
+
+# Measured with benchmarks/memory.py (docs/memory.md): interpreter, numpy, onnxruntime and tokenizers
+# before any model; and a loaded tokenizer as a multiple of its tokenizer.json.
+RUNTIME_BYTES = 70 << 20
+TOKENIZER_FACTOR = 6.5
+
+
+def parse_bytes(text: str) -> int:
+    """`2GiB` is 2·2³⁰ bytes, `2GB` is 2·10⁹, a bare number is bytes.
+
+    Raises:
+        PromptError: not a size.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", text, re.IGNORECASE)
+    if not match or match[2].upper() not in UNITS:
+        raise PromptError(f"{text!r} is not a size: expected a number and a unit, such as 2GiB or 1500MB")
+    return int(float(match[1]) * UNITS[match[2].upper()])
+
+
+def format_bytes(count: int) -> str:
+    """Binary units: 2_147_483_648 → '2.00 GiB'."""
+    if count >= 1 << 30:
+        return f"{count / (1 << 30):.2f} GiB"
+    if count >= 1 << 20:
+        return f"{count / (1 << 20):.0f} MiB"
+    return f"{count / 1024:.0f} KiB" if count >= 1024 else f"{count} B"
+
+
+def resident_bytes() -> int:
+    """Resident memory of this process now, file pages included (VmRSS)."""
+    return int(psutil.Process().memory_info().rss)
+
+
+def peak_resident_bytes() -> int:
+    """Highest resident memory of this process so far (VmHWM); the current one where it is not recorded."""
+    try:
+        with open("/proc/self/status", encoding="ascii") as status:
+            for line in status:
+                if line.startswith("VmHWM:"):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    info = psutil.Process().memory_info()
+    return int(getattr(info, "peak_wset", info.rss))
+
+
+def release_free_memory() -> None:
+    """Give memory that is free inside the allocator back to the system, where the C library can (glibc)."""
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """Peak resident memory by part, in bytes."""
+
+    runtime: int  # interpreter and libraries
+    tokenizer: int
+    weights: int
+    loading: int  # what loading needs on top for a moment
+    kv: int
+    scratch: int  # activations of a prefill chunk, logits
+
+    @property
+    def total(self) -> int:
+        # the transient of loading is over before KV and scratch are touched
+        settled = self.runtime + self.tokenizer + self.weights
+        return settled + max(self.loading, self.kv + self.scratch)
+
+    def parts(self) -> dict[str, int]:
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+
+def estimate(spec: MemorySpec, context: int, chunk: int = DEFAULT_CHUNK) -> Estimate:
+    """Estimated peak resident memory at `context` tokens with prefill chunks of `chunk`."""
+    window_rows = min(spec.sliding_window - 1, context) + chunk
+    return Estimate(
+        runtime=RUNTIME_BYTES,
+        tokenizer=int(spec.tokenizer * TOKENIZER_FACTOR),
+        weights=spec.weights,
+        loading=spec.largest_matrix,
+        kv=context * spec.kv_per_token + window_rows * spec.kv_per_window_row,
+        scratch=chunk * spec.scratch_per_token + spec.logits,
+    )

@@ -1,0 +1,59 @@
+"""Strict conversion of JSON data to frozen dataclasses: unknown and missing keys are errors."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+class SchemaError(ValueError):
+    """The data does not have the shape of the dataclass; the message says where."""
+
+
+def from_dict(cls: type[T], data: Any, where: str = "") -> T:
+    """Build a dataclass from decoded JSON, checking every key and type.
+
+    Raises:
+        SchemaError: a key is unknown or missing, or a value has the wrong type.
+    """
+    place = where or "the top level"
+    if not isinstance(data, dict):
+        raise SchemaError(f"{place} holds {type(data).__name__}, expected an object")
+    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]  # T is a dataclass
+    if unknown := sorted(set(data) - set(fields)):
+        raise SchemaError(f"unknown key {unknown[0]!r} at {place}")
+    required = {n for n, f in fields.items() if f.default is dataclasses.MISSING}
+    if missing := sorted(required - set(data)):
+        raise SchemaError(f"missing key {missing[0]!r} at {place}")
+    hints = typing.get_type_hints(cls)
+    return cls(**{name: _value(hints[name], data[name], f"{where}.{name}".lstrip(".")) for name in data})
+
+
+def _value(kind: Any, value: Any, where: str) -> Any:
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if kind is Any:
+        return value
+    if origin in (types.UnionType, typing.Union):
+        for option in arguments:
+            try:
+                return _value(option, value, where)
+            except SchemaError:
+                continue
+    elif dataclasses.is_dataclass(kind):
+        return from_dict(kind, value, where)  # type: ignore[arg-type]  # a dataclass type, not an instance
+    elif origin is tuple and isinstance(value, (list, tuple)):
+        return tuple(_value(arguments[0], v, f"{where}[{i}]") for i, v in enumerate(value))
+    elif origin is dict and isinstance(value, dict):
+        return {str(k): _value(arguments[1], v, f"{where}.{k}") for k, v in value.items()}
+    elif kind is float and type(value) is int:
+        return float(value)
+    elif origin is None and type(value) is kind:
+        return value
+    elif kind is type(None) and value is None:
+        return None
+    name = getattr(kind, "__name__", str(kind)) if origin is None else str(kind)
+    raise SchemaError(f"{where} is {value!r}, expected {name}")

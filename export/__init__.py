@@ -1,0 +1,1 @@
+"""The exporter: a Gemma 3n checkpoint becomes an artifact. Needs the extra `edge-gemma[export]`."""

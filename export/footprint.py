@@ -1,0 +1,92 @@
+"""Sizes of an artifact before it is made: on disk, and in memory as onnxruntime packs it."""
+
+from __future__ import annotations
+
+import math
+import re
+
+from edge_gemma.artifact import MemorySpec
+from edge_gemma.config import FULL, SLIDING, TextConfig
+from edge_gemma.export.decoder import HEAD_SHARD_ROWS
+from edge_gemma.export.quantize import MatrixFormat
+from edge_gemma.export.recipes import Recipe
+from edge_gemma.export.synthetic import text_shapes
+
+FLOAT_BYTES = 4
+KV_BYTES = {"float32": 4, "float16": 2, "int8": 1}
+KINDS = (
+    (r"embed_tokens\.", "head"),
+    (r"altup_(unembed_)?projections\.", "altup"),
+    (r".*\.self_attn\.._proj\.", "attention"),
+    (r".*\.mlp\.", "mlp"),
+    (r".*\.laurel\.linear", "laurel"),
+    (r"(.*\.)?per_layer_(model_projection|input_gate|projection)\.", "per_layer_input"),
+)
+
+
+def decoder_bytes(config: TextConfig, recipe: Recipe) -> int:
+    """Size of decoder.onnx.data."""
+    return sum(_stored(shape, fmt) for shape, fmt in _decoder_tensors(config, recipe))
+
+
+def memory_spec(config: TextConfig, recipe: Recipe, tokenizer_bytes: int) -> MemorySpec:
+    """The parts of the decoder's memory that edge_gemma.memory adds up."""
+    c = config
+    packed = [_packed(shape, fmt) for shape, fmt in _decoder_tensors(c, recipe)]
+    row = {kind: 2 * c.num_key_value_heads * c.head_dim * KV_BYTES[recipe.kv_cache[kind]] for kind in KV_KINDS}
+    owning = c.layer_types[: c.first_shared_layer]
+    return MemorySpec(
+        weights=sum(packed),
+        largest_matrix=max(packed),
+        logits=2 * c.vocab_size * FLOAT_BYTES,
+        scratch_per_token=_scratch_per_token(c),
+        kv_per_token=owning.count(FULL) * row["global"],
+        kv_per_window_row=owning.count(SLIDING) * row["sliding"],
+        sliding_window=c.sliding_window,
+        tokenizer=tokenizer_bytes,
+    )
+
+
+KV_KINDS = ("sliding", "global")
+
+
+def _scratch_per_token(c: TextConfig) -> int:
+    """Activations alive at the widest point: the streams, the MLP's two halves, the per-layer inputs."""
+    streams = 3 * c.altup_num_inputs * c.hidden_size
+    widest = 3 * max(c.intermediate_size)
+    per_layer = 3 * c.num_hidden_layers * c.hidden_size_per_layer_input
+    return (streams + widest + per_layer) * FLOAT_BYTES
+
+
+def _decoder_tensors(c: TextConfig, recipe: Recipe) -> list[tuple[tuple[int, ...], MatrixFormat | None]]:
+    """Shape and format of every tensor in the graph; the head in its shards."""
+    found: list[tuple[tuple[int, ...], MatrixFormat | None]] = []
+    for name, shape in text_shapes(c).items():
+        layer = re.match(r"layers\.(\d+)\.self_attn\.[kv]_", name)
+        if name.startswith("embed_tokens_per_layer.") or (layer and int(layer[1]) >= c.first_shared_layer):
+            continue
+        kind = next((kind for pattern, kind in KINDS if re.match(pattern, name)), None)
+        fmt = recipe.matrices[kind] if kind else None
+        if kind == "head":
+            shards = range(0, shape[0], HEAD_SHARD_ROWS)
+            found += [((min(HEAD_SHARD_ROWS, shape[0] - first), shape[1]), fmt) for first in shards]
+        else:
+            found.append((shape, fmt))
+    return found
+
+
+def _stored(shape: tuple[int, ...], fmt: MatrixFormat | None) -> int:
+    if fmt is None:
+        return math.prod(shape) * FLOAT_BYTES
+    rows, columns = shape
+    blocks = math.ceil(columns / fmt.block)
+    return rows * (blocks * (fmt.block * fmt.bits // 8 + FLOAT_BYTES) + math.ceil(blocks * fmt.bits / 8))
+
+
+def _packed(shape: tuple[int, ...], fmt: MatrixFormat | None) -> int:
+    """MatMulNBits packs codes, scales and, for each block, the sum that corrects for its zero point."""
+    if fmt is None:
+        return math.prod(shape) * FLOAT_BYTES
+    rows, columns = shape
+    blocks = math.ceil(columns / fmt.block)
+    return rows * blocks * (fmt.block * fmt.bits // 8 + 2 * FLOAT_BYTES)

@@ -1,0 +1,243 @@
+"""From messages to the prompt that a checkpoint was trained on.
+
+Messages have transformers' form: {"role": "user", "content": "text"}, or content as a list of parts such
+as {"type": "text", "text": …}, {"type": "image", …}, {"type": "audio", …}. The template is the
+checkpoint's own, rendered as transformers' apply_chat_template renders it
+(transformers/utils/chat_template_utils.py).
+
+Two things here are not to be trusted. The *template* comes with a checkpoint: it runs in jinja2's
+sandbox, sees copies made of plain str, numbers, lists and dicts, and whatever it raises becomes one of
+our errors; it can still waste time and memory. The *text* of a message may hold the text of a control
+token: "<end_of_turn>" in a user's text would end the turn, and what follows could speak as the model.
+`ChatTemplate.render_parts` cuts the prompt inside such texts: encoded part by part they are ordinary
+text. `render` does not protect: use it to look at a prompt.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from edge_gemma.errors import ArtifactError, PromptError
+
+if TYPE_CHECKING:
+    import jinja2
+
+Message = dict[str, Any]
+
+GEMMA_TOKENS = {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>", "unk_token": "<unk>"}
+_KEYWORDS = ("system", "user", "assistant", "text", "image", "audio")
+
+
+class _Refused(Exception):
+    """The template called raise_exception."""
+
+
+class ChatTemplate:
+    """A compiled chat template. Make one with `ChatTemplate.from_source`."""
+
+    def __init__(self, template: jinja2.Template, tokens: Mapping[str, str]) -> None:
+        self._template = template
+        self._tokens = dict(tokens)
+
+    @classmethod
+    def from_source(cls, source: str, *, tokens: Mapping[str, str] = GEMMA_TOKENS) -> ChatTemplate:
+        """Compile the text of a `chat_template.jinja`; `tokens` are variables it may use.
+
+        Raises ArtifactError if it is not a valid template.
+        """
+        import jinja2
+        from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        )
+        environment.filters["tojson"] = _tojson
+        environment.globals["raise_exception"] = _raise_exception
+        environment.globals["strftime_now"] = _strftime_now
+        try:
+            return cls(environment.from_string(source), tokens)
+        except Exception as error:  # from untrusted text, jinja2 can raise anything (RecursionError, …)
+            line = f" (line {error.lineno})" if isinstance(error, jinja2.TemplateSyntaxError) else ""
+            raise ArtifactError(
+                f"the chat template cannot be compiled: {error}{line}; "
+                "expected the checkpoint's jinja template: export the artifact again"
+            ) from error
+
+    def render(
+        self, messages: str | Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True
+    ) -> str:
+        """The prompt as one text, equal to transformers' apply_chat_template(..., tokenize=False).
+
+        Takes what `normalize` takes. Raises PromptError as `normalize` does, or with the template's own
+        words where it refuses the messages; ArtifactError if the template fails or leaves its sandbox.
+        """
+        return "".join(self.render_parts(messages, (), add_generation_prompt=add_generation_prompt))
+
+    def render_parts(
+        self,
+        messages: str | Sequence[Mapping[str, Any]],
+        special_tokens: Iterable[str],
+        *,
+        add_generation_prompt: bool = True,
+    ) -> list[str]:
+        """The prompt in parts: joined they equal `render`; encoded one by one they are safe.
+
+        `special_tokens` are the control tokens (`Tokenizer.special_tokens`); write the ids as
+        `[i for part in parts for i in tokenizer.encode(part)]`. Only the template's own control tokens
+        are then recognised. A control token in a message is cut after its first character, and a text
+        that ends like the beginning of one is cut at its end; any other conversation is a single part,
+        so its ids are those of transformers. Raises as `render` does.
+        """
+        # A marker stands for a character with a cut behind it. It is digits, so that trimming and changes
+        # of case leave it alone, and random, so that no message can hold it.
+        nonce = str(secrets.randbelow(9 * 10**17) + 10**17)
+        protect = _protector(tuple(special_tokens), nonce)
+        plain = [_plain(message, protect) for message in normalize(messages)]
+        try:
+            text = self._template.render(
+                # templates ask for `tools is not none`, which is true of a name that is not there
+                {**self._tokens, "tools": None, "documents": None}
+                | {"messages": plain, "add_generation_prompt": add_generation_prompt}
+            )
+        except _Refused as error:
+            raise PromptError(f"the chat template refuses the messages: {error}") from error
+        except Exception as error:  # from untrusted code: anything
+            raise ArtifactError(
+                f"the chat template failed with {type(error).__name__}: {error}; "
+                "expected it to render any conversation: use the checkpoint's own template"
+            ) from error
+        pieces = re.split(rf"{nonce}\.(\d+);", text)  # text, character, text, character, …, text
+        parts = [before + chr(int(code)) for before, code in zip(pieces[::2], pieces[1::2], strict=False)]
+        parts.append(pieces[-1])
+        if any(nonce in part for part in parts):
+            raise ArtifactError(
+                "the chat template rewrites the text of messages, so a control token in it cannot be told "
+                "from the template's own; expected a template that at most trims it"
+            )
+        return [part for part in parts if part]
+
+
+def normalize(prompt: str | Sequence[Mapping[str, Any]]) -> list[Message]:
+    """Checked copies of messages; a str is one user turn. The role "model" becomes "assistant".
+
+    Expected: at most one system message, first and of text only; then user and assistant in turn,
+    beginning with the user; media only in user messages, and no user message without any content.
+    Raises PromptError, in one sentence that names the message by its index.
+    """
+    if isinstance(prompt, str):
+        prompt = [{"role": "user", "content": prompt}]
+    if not isinstance(prompt, (list, tuple)) or not prompt:
+        raise PromptError(
+            f"the messages are {_brief(prompt)}; expected a text, or a list with a user message"
+        )
+    messages: list[Message] = []
+    turn = "user"
+    for index, message in enumerate(prompt):
+        where = f"message {index}"
+        if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
+            raise PromptError(f"{where} is {_brief(message)}; expected a dict with 'role' and 'content'")
+        role = "assistant" if message["role"] == "model" else message["role"]
+        if role not in ("system", "user", "assistant"):
+            raise PromptError(f"{where} has the role {_brief(role)}; expected system, user or assistant")
+        if role != turn and not (role == "system" and index == 0):
+            raise PromptError(
+                f"{where} has the role {role!r}; expected {turn!r}: user and assistant alternate, "
+                "and only the first message may be of the system"
+            )
+        if role != "system":
+            turn = "assistant" if role == "user" else "user"
+        content = _check_content(message["content"], role, where)
+        messages.append({**message, "role": role, "content": content})
+    if messages[-1]["role"] == "system":
+        raise PromptError("message 0, of the system, is the only one; expected a user message after it")
+    return messages
+
+
+def _check_content(content: Any, role: str, where: str) -> str | list[dict[str, Any]]:
+    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    if not isinstance(parts, (list, tuple)):
+        raise PromptError(f"{where} has the content {_brief(content)}; expected a text or a list of parts")
+    for number, part in enumerate(parts):
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        if kind not in ("text", "image", "audio"):
+            raise PromptError(
+                f"part {number} of {where} is {_brief(part)}; expected a dict of type text, image or audio"
+            )
+        if kind == "text" and not isinstance(part.get("text"), str):
+            raise PromptError(f"part {number} of {where} is {_brief(part)}; expected its 'text' to be a str")
+        if kind != "text" and role != "user":
+            raise PromptError(f"part {number} of {where} is {kind}; expected media in user messages only")
+    if role == "system" and len(parts) != 1:  # Gemma's template reads the first part only
+        raise PromptError(f"{where}, of the system, has {len(parts)} parts; expected one text")
+    if role != "assistant" and not any(part["type"] != "text" or part["text"].strip() for part in parts):
+        raise PromptError(f"{where}, of the {role}, is empty; expected some text or media")
+    return content if isinstance(content, str) else [dict(part) for part in parts]
+
+
+def _brief(value: object) -> str:
+    """A value for an error message: its type, and its text where that is short."""
+    text = repr(value) if isinstance(value, (str, int, float, list, tuple, dict, type(None))) else ""
+    return text if 0 < len(text) <= 60 else f"a {type(value).__name__}"
+
+
+def _plain(value: Any, protect: Callable[[str], str]) -> Any:
+    """A copy of plain types with protected texts; anything else (an image, an array) is its type's name."""
+    if isinstance(value, str):
+        return protect(str.__str__(value))
+    if value is None or type(value) in (bool, int, float):
+        return value
+    if isinstance(value, Mapping):
+        return {
+            key: item if key in ("role", "type") and item in _KEYWORDS else _plain(item, protect)
+            for key, item in value.items()
+        }
+    if isinstance(value, (list, tuple)):
+        return [_plain(item, protect) for item in value]
+    return f"<{type(value).__name__}>"
+
+
+def _protector(special_tokens: tuple[str, ...], nonce: str) -> Callable[[str], str]:
+    """A function that puts markers into a text where `ChatTemplate.render_parts` is to cut."""
+    if not special_tokens:
+        return lambda text: text
+    # All places where a control token starts, overlapping ones too.
+    starts = re.compile(f"(?={'|'.join(map(re.escape, special_tokens))})")
+    beginnings = {token[:n] for token in special_tokens for n in range(1, len(token))}
+    longest = max(map(len, special_tokens))
+
+    def protect(text: str) -> str:
+        cuts = [match.start() for match in starts.finditer(text)]
+        end = len(text.rstrip())  # templates trim, then something may follow at once
+        if any(text[end - n : end] in beginnings for n in range(1, min(longest, end + 1))):
+            cuts.append(end - 1)
+        for at in sorted(set(cuts), reverse=True):
+            text = f"{text[:at]}{nonce}.{ord(text[at])};{text[at + 1 :]}"
+        return text
+
+    return protect
+
+
+def _raise_exception(message: str) -> NoReturn:
+    raise _Refused(message)
+
+
+def _strftime_now(pattern: str) -> str:
+    return datetime.now().strftime(pattern)
+
+
+def _tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: Any = None,
+    separators: Any = None,
+    sort_keys: bool = False,
+) -> str:
+    # jinja2's own filter escapes HTML
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )

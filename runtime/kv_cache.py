@@ -1,0 +1,69 @@
+"""The KV buffers that the decoder reads and writes in place.
+
+A global buffer has a row for each token of the context. A sliding buffer has window - 1 + chunk rows: the
+last window - 1 tokens and a chunk of new ones; when it is full, the last window - 1 rows move to the front.
+Keys are stored after rotation by their absolute position, so a row keeps its meaning wherever it lies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from edge_gemma.artifact import DecoderSpec, KvBuffer
+
+NUMPY_TYPES = {"float32": np.float32, "float16": np.float16, "int8": np.int8}
+
+
+class KvCache:
+    """Buffers for one conversation of up to `context` tokens, fed in chunks of up to `chunk`.
+
+    Memory grows by need: the buffers are reserved, and the system backs a page at its first write.
+    """
+
+    def __init__(self, spec: DecoderSpec, *, context: int, chunk: int) -> None:
+        self._kept = min(spec.sliding_window - 1, context)
+        self.capacity = {"global": context, "sliding": self._kept + chunk}
+        self.length = 0  # tokens of the conversation so far
+        self._rows = {"global": 0, "sliding": 0}  # rows in use
+        self._buffers: dict[str, list[NDArray[np.generic]]] = {"global": [], "sliding": []}
+        self.bindings: list[tuple[KvBuffer, ort.OrtValue, ort.OrtValue]] = []
+        for buffer in spec.kv:
+            shape = (1, buffer.heads, self.capacity[buffer.kind], buffer.head_dim)
+            pair = [np.zeros(shape, NUMPY_TYPES[buffer.dtype]) for _ in range(2)]
+            self._buffers[buffer.kind] += pair
+            key, value = (ort.OrtValue.ortvalue_from_numpy(a) for a in pair)
+            self.bindings.append((buffer, key, value))
+
+    def reset(self) -> None:
+        """Forget the conversation; the buffers stay."""
+        self.length = 0
+        self._rows = {"global": 0, "sliding": 0}
+
+    def extend(self, tokens: int) -> dict[str, int]:
+        """Make room for `tokens` new ones and return the rows in use after them, by kind."""
+        if self._rows["sliding"] + tokens > self.capacity["sliding"]:
+            self._slide()
+        for kind in self._rows:
+            self._rows[kind] += tokens
+            if self._rows[kind] > self.capacity[kind]:
+                raise ValueError(f"{tokens} tokens do not fit the {kind} buffers of {self.capacity[kind]} rows")
+        self.length += tokens
+        return dict(self._rows)
+
+    def _slide(self) -> None:
+        """Move the last window - 1 rows of the sliding buffers to the front."""
+        used = self._rows["sliding"]
+        first = max(used - self._kept, 0)
+        for buffer in self._buffers["sliding"]:
+            # [1, heads, rows, head_dim]; numpy copies overlapping slices as if through a temporary
+            buffer[:, :, : used - first] = buffer[:, :, first:used]
+        self._rows["sliding"] = used - first
+
+    def arrays(self) -> Iterator[tuple[KvBuffer, NDArray[np.generic], NDArray[np.generic]]]:
+        """Every buffer with its key and value memory, [1, heads, capacity, head_dim] each."""
+        for buffer, key, value in self.bindings:
+            yield buffer, key.numpy(), value.numpy()

@@ -1,0 +1,113 @@
+"""The decoder's onnxruntime session: opened from the manifest, run with bound buffers."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from edge_gemma.artifact import Artifact
+from edge_gemma.errors import ArtifactError
+from edge_gemma.runtime.kv_cache import KvCache
+
+
+def default_threads() -> int:
+    """Cores this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+class Decoder:
+    """Runs the decoder graph; knows tokens only as embeddings.
+
+    Args:
+        artifact: an opened artifact.
+        threads: threads for one operator; the cores of this process by default.
+
+    Raises:
+        ArtifactError: onnxruntime is too old for the artifact, or cannot load the graph.
+    """
+
+    def __init__(self, artifact: Artifact, *, threads: int | None = None) -> None:
+        self.spec = artifact.manifest.decoder
+        self._vocab_size = artifact.manifest.vocab_size
+        _check_version(artifact.manifest.minimum_onnxruntime)
+        self._session = _open(artifact.path(self.spec.file), threads or default_threads())
+        self._binding = self._session.io_binding()
+        self._bound: KvCache | None = None
+        self._kinds = sorted({buffer.kind for buffer in self.spec.kv})
+
+    def forward(
+        self,
+        embeds: NDArray[np.float32],
+        per_layer: NDArray[np.float32],
+        cache: KvCache,
+        *,
+        num_logits: int = 1,
+    ) -> NDArray[np.float32]:
+        """Append tokens to the cache and return the logits of the last ones.
+
+        Args:
+            embeds: float32 [1, S, H], S at most the cache's chunk.
+            per_layer: float32 [1, S, L, P].
+            cache: the conversation; its KV buffers are written in place.
+            num_logits: how many of the S tokens need logits, at least 1.
+
+        Returns:
+            float32 [num_logits, V], a copy.
+        """
+        count = embeds.shape[1]
+        start = cache.length
+        rows = cache.extend(count)
+        binding = self._binding
+        self._bind_cache(cache)
+        binding.bind_cpu_input("inputs_embeds", embeds)
+        binding.bind_cpu_input("per_layer_inputs", per_layer)
+        binding.bind_cpu_input("position_ids", np.arange(start, start + count, dtype=np.int64)[None])
+        binding.bind_cpu_input("num_logits", np.array([num_logits], np.int64))
+        for kind in self._kinds:
+            binding.bind_cpu_input(f"{kind}_rows", np.array([rows[kind]], np.int32))
+        logits = np.empty((1, num_logits, self._vocab_size), np.float32)
+        binding.bind_ortvalue_output("logits", ort.OrtValue.ortvalue_from_numpy(logits))
+        self._session.run_with_iobinding(binding)
+        return logits[0]
+
+    def _bind_cache(self, cache: KvCache) -> None:
+        """Bind every KV buffer as input and as output of the same memory."""
+        if self._bound is cache:
+            return
+        for buffer, key, value in cache.bindings:
+            self._binding.bind_ortvalue_input(buffer.past_key, key)
+            self._binding.bind_ortvalue_input(buffer.past_value, value)
+            self._binding.bind_ortvalue_output(buffer.present_key, key)
+            self._binding.bind_ortvalue_output(buffer.present_value, value)
+        self._bound = cache
+
+
+def _open(path: Path, threads: int) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.enable_mem_pattern = False  # shapes change with every chunk
+    options.log_severity_level = 3
+    try:
+        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime raises a family of exceptions without a common base
+        reason = str(error).strip().splitlines()[0]
+        raise ArtifactError(
+            f"onnxruntime {ort.__version__} cannot load {path}: {reason}; "
+            "check the artifact with `edge-gemma inspect --verify`"
+        ) from None
+
+
+def _check_version(minimum: str) -> None:
+    found = tuple(int(part) for part in ort.__version__.split(".")[:2])
+    if found < tuple(int(part) for part in minimum.split(".")[:2]):
+        raise ArtifactError(
+            f"onnxruntime {ort.__version__} is too old for this artifact, which needs {minimum}: "
+            f"pip install 'onnxruntime>={minimum}'"
+        )
