@@ -1,10 +1,10 @@
 """Export Gemma 3n to quantized ONNX and run it on small machines.
 
-    import edge_gemma
+import edge_gemma
 
-    model = edge_gemma.load("artifacts/e2b")
-    for piece in model.stream("Why is the sky blue?", max_new_tokens=64):
-        print(piece.text, end="")
+model = edge_gemma.load("artifacts/e2b")
+for piece in model.stream("Why is the sky blue?", max_new_tokens=64):
+    print(piece.text, end="")
 """
 
 from __future__ import annotations

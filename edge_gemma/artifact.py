@@ -86,7 +86,7 @@ class RowField:
 
 @dataclass(frozen=True, kw_only=True)
 class EmbeddingSpec:
-    """embeddings.bin: `records` records of `record_bytes` each, the record of token id i at i·record_bytes."""
+    """embeddings.bin: `records` records of `record_bytes` each; that of token id i starts at i·record_bytes."""
 
     file: str
     records: int
@@ -237,7 +237,9 @@ def _read_manifest(folder: Path) -> Manifest:
         raise ArtifactError(f"{path} has no format_version: expected an artifact made by `edge-gemma export`")
     if version != FORMAT_VERSION:
         advice = "upgrade edge-gemma" if version > FORMAT_VERSION else "export it again with this edge-gemma"
-        raise FormatVersionError(f"{path} has format version {version}, this edge-gemma reads {FORMAT_VERSION}: {advice}")
+        raise FormatVersionError(
+            f"{path} has format version {version}, this edge-gemma reads {FORMAT_VERSION}: {advice}"
+        )
     try:
         manifest = from_dict(Manifest, data)
     except SchemaError as error:
@@ -247,7 +249,9 @@ def _read_manifest(folder: Path) -> Manifest:
         if name in ("", ".", "..") or Path(name).name != name or "\\" in name:
             raise ArtifactError(f"{path} names the file {name!r}: expected a plain name inside the folder")
         if name not in manifest.files:
-            raise ArtifactError(f"{path} uses {name!r} and does not list it under files; export the artifact again")
+            raise ArtifactError(
+                f"{path} uses {name!r} and does not list it under files; export the artifact again"
+            )
     return manifest
 
 

@@ -46,7 +46,7 @@ class TextConfig:
     altup_correct_scale: bool
     laurel_rank: int
     rms_norm_eps: float
-    final_logit_softcapping: float | None
+    final_logit_softcapping: float
     rope_theta: dict[str, float]  # base by layer type
     max_position_embeddings: int
 
@@ -101,7 +101,8 @@ def parse_config(data: dict[str, Any], *, where: str = "config") -> ModelConfig:
     model_type = data.get("model_type")
     if model_type not in MODEL_TYPES:
         raise CheckpointError(
-            f"{where} describes a model of type {model_type!r}: expected {' or '.join(MODEL_TYPES)} (Gemma 3n)"
+            f"{where} describes a model of type {model_type!r}: "
+            f"expected Gemma 3n ({' or '.join(MODEL_TYPES)})"
         )
     text = data if model_type == "gemma3n_text" else data.get("text_config")
     if not isinstance(text, dict):
@@ -162,7 +163,7 @@ def _parse_text(text: dict[str, Any], where: str) -> TextConfig:
         altup_correct_scale=bool(text.get("altup_correct_scale", True)),
         laurel_rank=int(text["laurel_rank"]),
         rms_norm_eps=float(text["rms_norm_eps"]),
-        final_logit_softcapping=text.get("final_logit_softcapping"),
+        final_logit_softcapping=float(text["final_logit_softcapping"]),
         rope_theta=_rope_theta(text),
         max_position_embeddings=int(text.get("max_position_embeddings", 32768)),
     )
@@ -175,7 +176,9 @@ def _rope_theta(text: dict[str, Any]) -> dict[str, float]:
     nested = text.get("rope_parameters") or {}
     for kind, parameters in nested.items():
         if isinstance(parameters, dict) and parameters.get("rope_type", "default") != "default":
-            raise ValueError(f"rope_parameters of {kind} are of type {parameters['rope_type']!r}, expected 'default'")
+            raise ValueError(
+                f"rope_parameters of {kind} are of type {parameters['rope_type']!r}, expected 'default'"
+            )
     if text.get("rope_scaling"):
         raise ValueError(f"rope_scaling is {text['rope_scaling']!r}, expected none")
     return {
@@ -187,13 +190,18 @@ def _rope_theta(text: dict[str, Any]) -> dict[str, float]:
 def _check(config: TextConfig, text: dict[str, Any]) -> None:
     if config.num_attention_heads % config.num_key_value_heads:
         raise ValueError(
-            f"{config.num_attention_heads} attention heads cannot be grouped over {config.num_key_value_heads} KV heads"
+            f"{config.num_attention_heads} attention heads cannot be grouped over "
+            f"{config.num_key_value_heads} KV heads"
         )
+    if config.altup_active_idx != 0:
+        raise ValueError(f"altup_active_idx is {config.altup_active_idx}, expected 0, as in every Gemma 3n")
     if not 0 <= config.num_kv_shared_layers < config.num_hidden_layers:
         raise ValueError(f"{config.num_kv_shared_layers} of {config.num_hidden_layers} layers share their KV")
     owning = set(config.layer_types[: config.first_shared_layer])
     if missing := set(config.layer_types) - owning:
-        raise ValueError(f"layers of type {sorted(missing)} share the KV of an earlier layer, and none exists")
+        raise ValueError(
+            f"layers of type {sorted(missing)} share the KV of an earlier layer, and none exists"
+        )
     if text.get("attention_bias"):
         raise ValueError("attention_bias is set, expected none, as in every Gemma 3n")
     if text.get("hidden_activation", "gelu_pytorch_tanh") != "gelu_pytorch_tanh":

@@ -93,12 +93,14 @@ class FolderCheckpoint:
     def tensor(self, name: str) -> torch.Tensor:
         full, path = self._locate(name)
         with _reading(path), safe_open(path, "pt") as file:
-            return file.get_tensor(full).clone()
+            tensor: torch.Tensor = file.get_tensor(full)
+            return tensor.clone()
 
     def rows(self, name: str, first: int, last: int) -> torch.Tensor:
         full, path = self._locate(name)
         with _reading(path), safe_open(path, "pt") as file:
-            return file.get_slice(full)[first:last].clone()
+            rows: torch.Tensor = file.get_slice(full)[first:last]
+            return rows.clone()
 
     def has(self, name: str) -> bool:
         return self._prefix + name in self._files or TOWER_PREFIX + name in self._files
@@ -153,7 +155,9 @@ class FolderCheckpoint:
         for name in sorted(set(weight_map.values())):
             path = self.folder / name
             if not path.is_file():
-                raise CheckpointError(f"{path} is missing, {index.name} names it: download the checkpoint again")
+                raise CheckpointError(
+                    f"{path} is missing, {index.name} names it: download the checkpoint again"
+                )
             with _reading(path), safe_open(path, "pt"):  # a truncated shard is found now, not in an hour
                 pass
         return {tensor: self.folder / name for tensor, name in weight_map.items()}
@@ -170,7 +174,9 @@ class FolderCheckpoint:
         for full in (self._prefix + name, TOWER_PREFIX + name):
             if full in self._files:
                 return full, self._files[full]
-        raise CheckpointError(f"{self.folder} has no tensor {self._prefix + name}: the checkpoint is incomplete")
+        raise CheckpointError(
+            f"{self.folder} has no tensor {self._prefix + name}: the checkpoint is incomplete"
+        )
 
 
 # top-level modules of transformers' Gemma3nTextModel

@@ -98,7 +98,9 @@ class DecoderBuilder:
         return DecoderSpec(
             file=file,
             inputs=tuple(self.inputs),
-            outputs=(TensorSpec(name="logits", dtype="float32", shape=("batch", "num_logits", c.vocab_size)),),
+            outputs=(
+                TensorSpec(name="logits", dtype="float32", shape=("batch", "num_logits", c.vocab_size)),
+            ),
             kv=tuple(self.kv),
             sliding_window=c.sliding_window,
         )
@@ -111,7 +113,7 @@ class DecoderBuilder:
         return self.g.input(name, kinds[dtype], shape)
 
     def _lengths(self, kind: str) -> tuple[str, str]:
-        """GroupQueryAttention's two length inputs, from the number of rows each buffer holds after this call."""
+        """GroupQueryAttention's two lengths, from the rows that each buffer holds after this call."""
         g = self.g
         rows = self._input(f"{KINDS[kind]}_rows", "int32", ("batch",))
         last = g.op("Sub", rows, g.constant(1, np.int32))  # int32 [B]
@@ -138,9 +140,7 @@ class DecoderBuilder:
     def _last_rows(self, tensor: str, start: str) -> str:
         """Keep the last num_logits rows of axis 1."""
         g = self.g
-        return g.op(
-            "Slice", tensor, start, g.constant([2**62], np.int64), g.constant([1], np.int64)
-        )
+        return g.op("Slice", tensor, start, g.constant([2**62], np.int64), g.constant([1], np.int64))
 
     # -- per-layer embeddings ---------------------------------------------------------------------------
 
@@ -231,16 +231,16 @@ class DecoderBuilder:
         n = c.altup_num_inputs
         with g.scope("altup.predict"):
             active = self._stream(streams, 0)
-            coefficients = self._tensor("altup.prediction_coefs.weight").reshape(n, n, n)  # [to, from, router]
+            coefficients = self._tensor("altup.prediction_coefs.weight").reshape(
+                n, n, n
+            )  # [to, from, router]
             gain = coefficients[:, 1:].sum(1)  # what each predicted stream takes of the residual [to, router]
             weight = torch.cat([coefficients.transpose(0, 1).reshape(n * n, n), gain])  # mix[from, to]; gains
             identity = torch.eye(n)
             bias = torch.cat([identity.reshape(-1), identity[:, 1:].sum(1)])
             routed = g.op("MatMul", self._router(active), g.weight("coefficients", weight.T.numpy()))
             routed = g.op("Add", routed, g.weight("identity", bias.numpy()))
-            mix, post = g.ops(
-                "Split", routed, g.constant([n * n, n], np.int64), outputs=[None, None], axis=2
-            )
+            mix, post = g.ops("Split", routed, g.constant([n * n, n], np.int64), outputs=[None, None], axis=2)
             mix = g.op("Reshape", mix, g.constant([0, 0, n, n], np.int64))
             if not residual:
                 residual, post = active, g.op("Mul", post, g.constant(0.0))
@@ -288,13 +288,7 @@ class DecoderBuilder:
             gains = g.op("MatMul", self._router(activated), g.weight("coefficients", weight.T.numpy()))
             gains = g.op("Add", gains, g.constant(np.ones(n)))
             innovation = g.op("Sub", activated, active)
-            return self._mix(predicted, innovation, gains, self._identity(gains))
-
-    def _identity(self, gains: str) -> str:
-        """float32 [B, S, N, N] of identity matrices, for HyperConnectionPostMix"""
-        g, n = self.g, self.config.altup_num_inputs
-        shape = g.op("Concat", g.op("Shape", gains), g.constant([n], np.int64), axis=0)
-        return g.op("Expand", g.constant(np.eye(n)), shape)
+            return self._mix(predicted, innovation, gains)
 
     def _per_layer_residual(self, corrected: str, per_layer: str) -> str:
         """rms(Wpp (gelu(Wpg · X0·scale) · ple)): [B, S, H]"""
@@ -372,9 +366,9 @@ class DecoderBuilder:
                     "kv_cache_bit_width": 8,
                 }
             outputs = [None, *self.presents[layer]] if source == layer else [None]
-            attended = g.ops(
-                "GroupQueryAttention", *inputs, outputs=outputs, domain=MICROSOFT, **attributes
-            )[0]
+            attended = g.ops("GroupQueryAttention", *inputs, outputs=outputs, domain=MICROSOFT, **attributes)[
+                0
+            ]
             return self._linear(attended, "self_attn.o_proj", "attention")
 
     def _kv_dtype(self, kind: str) -> str:
@@ -452,11 +446,8 @@ class DecoderBuilder:
                 self.advance(f"head rows {last} of {c.vocab_size}")
             logits = g.op("Concat", *shards, axis=2) if len(shards) > 1 else shards[0]
             cap = c.final_logit_softcapping
-            if cap is None:
-                g.op("Identity", logits, out="logits")
-            else:
-                squashed = g.op("Tanh", g.op("Mul", logits, g.constant(1.0 / cap)))
-                g.op("Mul", squashed, g.constant(cap), out="logits")
+            squashed = g.op("Tanh", g.op("Mul", logits, g.constant(1.0 / cap)))
+            g.op("Mul", squashed, g.constant(cap), out="logits")
         g.output("logits", FLOAT, ("batch", "num_logits", c.vocab_size))
 
     # -- weights ----------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ transformers' Gemma3nModel.forward: the runtime never asks which kind an id is.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -90,7 +91,7 @@ def write_embeddings(checkpoint: Checkpoint, recipe: Recipe, path: Path, progres
 def embedding_rows(checkpoint: Checkpoint, first: int, last: int) -> torch.Tensor:
     """What the decoder takes as inputs_embeds for ids first … last-1: float32 [last-first, H]"""
     c = checkpoint.config
-    rows = checkpoint.rows("embed_tokens.weight", first, last).float() * c.text.hidden_size**0.5
+    rows = checkpoint.rows("embed_tokens.weight", first, last).float() * math.sqrt(c.text.hidden_size)
     for tower, media in (("embed_vision", c.vision), ("embed_audio", c.audio)):
         if media and checkpoint.has(f"{tower}.embedding.weight"):
             low, high = max(first, media.offset), min(last, media.offset + media.size)
@@ -106,11 +107,11 @@ def per_layer_rows(checkpoint: Checkpoint, first: int, last: int) -> torch.Tenso
     parts = []
     if first < inside:
         parts.append(checkpoint.rows("embed_tokens_per_layer.weight", first, inside).float())
-    if outside := last - max(first, c.vocab_size_per_layer_input):
-        if outside > 0:
-            row = checkpoint.rows("embed_tokens_per_layer.weight", 0, 1).float()
-            parts.append(row.expand(outside, -1))
-    return torch.cat(parts) * c.hidden_size_per_layer_input**0.5
+    outside = last - max(first, c.vocab_size_per_layer_input)
+    if outside > 0:
+        row = checkpoint.rows("embed_tokens_per_layer.weight", 0, 1).float()
+        parts.append(row.expand(outside, -1))
+    return torch.cat(parts) * math.sqrt(c.hidden_size_per_layer_input)
 
 
 def _hard_embeddings(

@@ -33,7 +33,9 @@ def memory_spec(config: TextConfig, recipe: Recipe, tokenizer_bytes: int) -> Mem
     """The parts of the decoder's memory that edge_gemma.memory adds up."""
     c = config
     packed = [_packed(shape, fmt) for shape, fmt in _decoder_tensors(c, recipe)]
-    row = {kind: 2 * c.num_key_value_heads * c.head_dim * KV_BYTES[recipe.kv_cache[kind]] for kind in KV_KINDS}
+    row = {
+        kind: 2 * c.num_key_value_heads * c.head_dim * KV_BYTES[recipe.kv_cache[kind]] for kind in KV_KINDS
+    }
     owning = c.layer_types[: c.first_shared_layer]
     return MemorySpec(
         weights=sum(packed),

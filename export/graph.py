@@ -79,7 +79,9 @@ class Graph:
         """Add a node with several outputs: given names, None for a generated one, "" for one left out."""
         name = self._unique(kind)
         names = [f"{name}:{i}" if o is None else o for i, o in enumerate(outputs)]
-        self._nodes.append(helper.make_node(kind, list(inputs), names, name=name, domain=domain, **attributes))
+        self._nodes.append(
+            helper.make_node(kind, list(inputs), names, name=name, domain=domain, **attributes)
+        )
         return names
 
     def weight(self, name: str, array: NDArray[Any]) -> str:

@@ -91,7 +91,7 @@ def export(
 
 
 def count_parameters(checkpoint: Checkpoint) -> ParameterSpec:
-    """Parameters of the text model as the checkpoint holds them, unused K and V of sharing layers included."""
+    """Parameters of the text model as checkpoints hold them, the unused K and V of sharing layers included."""
     shapes = checkpoint.text_shapes()
     text = sum(math.prod(shape) for shape in shapes.values())
     per_layer = math.prod(shapes["embed_tokens_per_layer.weight"])
@@ -118,7 +118,7 @@ def staging(target: Path, *, overwrite: bool) -> Iterator[Path]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             free = format_bytes(shutil.disk_usage(target.parent).free)
             raise ExportError(
-                f"the disk of {target.parent} is full ({free} left): nothing was kept, free some space and retry"
+                f"the disk of {target.parent} is full ({free} left): nothing was kept; free some space, retry"
             ) from None
         raise ExportError(f"{target} cannot be written: {error.strerror or error}") from None
     finally:
@@ -167,9 +167,7 @@ def _check_space(checkpoint: Checkpoint, recipe: Recipe, target: Path) -> None:
         )
 
 
-def _write_decoder(
-    checkpoint: Checkpoint, recipe: Recipe, folder: Path, progress: Progress
-) -> DecoderSpec:
+def _write_decoder(checkpoint: Checkpoint, recipe: Recipe, folder: Path, progress: Progress) -> DecoderSpec:
     c: TextConfig = checkpoint.config.text
     progress.stage("decoder", c.num_hidden_layers + math.ceil(c.vocab_size / HEAD_SHARD_ROWS))
     with Graph("gemma3n-decoder", folder / DECODER) as graph:
@@ -199,7 +197,9 @@ def _write_tokenizer(checkpoint: Checkpoint, folder: Path) -> TokenSpec:
     bos = generation.get("bos_token_id", tokenizer.token_to_id("<bos>"))
     pad = generation.get("pad_token_id", tokenizer.token_to_id("<pad>"))
     if bos is None:
-        raise CheckpointError(f"the tokenizer of {checkpoint.name} has no <bos>: expected Gemma 3n's tokenizer")
+        raise CheckpointError(
+            f"the tokenizer of {checkpoint.name} has no <bos>: expected Gemma 3n's tokenizer"
+        )
     return TokenSpec(
         bos=int(bos),
         pad=int(pad or 0),

@@ -51,7 +51,9 @@ def load_recipes(path: Path = BUILT_IN) -> dict[str, Recipe]:
     try:
         data = yaml.safe_load(path.read_text("utf-8"))
     except FileNotFoundError:
-        raise RecipeError(f"{path} does not exist: expected a recipe file, see docs/quantization.md") from None
+        raise RecipeError(
+            f"{path} does not exist: expected a recipe file, see docs/quantization.md"
+        ) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(data, dict):
@@ -91,10 +93,14 @@ def _check(recipe: Recipe) -> None:
             raise ValueError(f"{label} names {sorted(found)}, expected {sorted(expected)}")
     for kind, fmt in recipe.matrices.items():
         if fmt and (fmt.bits not in (4, 8) or fmt.block not in (16, 32, 64, 128, 256)):
-            raise ValueError(f"{kind} has {fmt.bits} bits in blocks of {fmt.block}, expected 4 or 8 and 16 … 256")
+            raise ValueError(
+                f"{kind} has {fmt.bits} bits in blocks of {fmt.block}, expected 4 or 8 and 16 … 256"
+            )
     for kind, row in recipe.rows.items():
         if row.bits not in (4, 8, 32) or (row.bits != 32 and (row.block < 2 or row.block % 2)):
-            raise ValueError(f"{kind} rows have {row.bits} bits in blocks of {row.block}, expected 4, 8 or 32 bits")
+            raise ValueError(
+                f"{kind} rows have {row.bits} bits in blocks of {row.block}, expected 4, 8 or 32 bits"
+            )
     for kind, dtype in recipe.kv_cache.items():
         if dtype not in KV_DTYPES[kind]:
             raise ValueError(f"{kind} KV cache is {dtype}, expected {' or '.join(KV_DTYPES[kind])}")

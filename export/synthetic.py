@@ -67,7 +67,7 @@ TEMPLATE = (
 class SyntheticCheckpoint:
     """Random weights: matrices of standard deviation 1/sqrt(inputs), norms near 1."""
 
-    revision = None
+    revision: str | None = None
 
     def __init__(self, name: str, config: dict[str, Any], seed: int) -> None:
         self.name = name

@@ -15,6 +15,7 @@ text. `render` does not protect: use it to look at a prompt.
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import secrets
@@ -89,15 +90,12 @@ class ChatTemplate:
 
         `special_tokens` are the control tokens (`Tokenizer.special_tokens`); write the ids as
         `[i for part in parts for i in tokenizer.encode(part)]`. Only the template's own control tokens
-        are then recognised. A control token in a message is cut after its first character, and a text
-        that ends like the beginning of one is cut at its end; any other conversation is a single part,
-        so its ids are those of transformers. Raises as `render` does.
+        are then recognised: a cut goes through every other one, also one put together from two texts.
+        Any other conversation is a single part, so its ids are those of transformers. Raises as `render`
+        does, and ArtifactError if the template rewrites the texts, so that nothing can be told apart.
         """
-        # A marker stands for a character with a cut behind it. It is digits, so that trimming and changes
-        # of case leave it alone, and random, so that no message can hold it.
-        nonce = str(secrets.randbelow(9 * 10**17) + 10**17)
-        protect = _protector(tuple(special_tokens), nonce)
-        plain = [_plain(message, protect) for message in normalize(messages)]
+        guard = _Guard(special_tokens)
+        plain = [_plain(message, guard.mark) for message in normalize(messages)]
         try:
             text = self._template.render(
                 # templates ask for `tools is not none`, which is true of a name that is not there
@@ -111,15 +109,7 @@ class ChatTemplate:
                 f"the chat template failed with {type(error).__name__}: {error}; "
                 "expected it to render any conversation: use the checkpoint's own template"
             ) from error
-        pieces = re.split(rf"{nonce}\.(\d+);", text)  # text, character, text, character, …, text
-        parts = [before + chr(int(code)) for before, code in zip(pieces[::2], pieces[1::2], strict=False)]
-        parts.append(pieces[-1])
-        if any(nonce in part for part in parts):
-            raise ArtifactError(
-                "the chat template rewrites the text of messages, so a control token in it cannot be told "
-                "from the template's own; expected a template that at most trims it"
-            )
-        return [part for part in parts if part]
+        return guard.split(text)
 
 
 def normalize(prompt: str | Sequence[Mapping[str, Any]]) -> list[Message]:
@@ -132,9 +122,7 @@ def normalize(prompt: str | Sequence[Mapping[str, Any]]) -> list[Message]:
     if isinstance(prompt, str):
         prompt = [{"role": "user", "content": prompt}]
     if not isinstance(prompt, (list, tuple)) or not prompt:
-        raise PromptError(
-            f"the messages are {_brief(prompt)}; expected a text, or a list with a user message"
-        )
+        raise PromptError(f"the messages are {_brief(prompt)}; expected a text or a list with a user message")
     messages: list[Message] = []
     turn = "user"
     for index, message in enumerate(prompt):
@@ -201,25 +189,46 @@ def _plain(value: Any, protect: Callable[[str], str]) -> Any:
     return f"<{type(value).__name__}>"
 
 
-def _protector(special_tokens: tuple[str, ...], nonce: str) -> Callable[[str], str]:
-    """A function that puts markers into a text where `ChatTemplate.render_parts` is to cut."""
-    if not special_tokens:
-        return lambda text: text
-    # All places where a control token starts, overlapping ones too.
-    starts = re.compile(f"(?={'|'.join(map(re.escape, special_tokens))})")
-    beginnings = {token[:n] for token in special_tokens for n in range(1, len(token))}
-    longest = max(map(len, special_tokens))
+class _Guard:
+    """Marks places in texts before they are rendered, and cuts the rendered text there.
 
-    def protect(text: str) -> str:
-        cuts = [match.start() for match in starts.finditer(text)]
-        end = len(text.rstrip())  # templates trim, then something may follow at once
-        if any(text[end - n : end] in beginnings for n in range(1, min(longest, end + 1))):
-            cuts.append(end - 1)
-        for at in sorted(set(cuts), reverse=True):
-            text = f"{text[:at]}{nonce}.{ord(text[at])};{text[at + 1 :]}"
-        return text
+    A mark stands for one character with a cut behind it. It is made of digits, so that trimming and
+    changes of case leave it alone, and is random, so that no message can hold it.
+    """
 
-    return protect
+    def __init__(self, special_tokens: Iterable[str]) -> None:
+        tokens = sorted(special_tokens, key=len, reverse=True)
+        self._nonce = str(secrets.randbelow(9 * 10**17) + 10**17)
+        # The longest control token at each place, overlapping ones too; "(?!)" matches nowhere.
+        self._token = re.compile(f"(?=({'|'.join(map(re.escape, tokens)) or '(?!)'}))")
+        self._beginnings = {token[:n] for token in tokens for n in range(1, len(token))}
+        self._longest = len(tokens[0]) if tokens else 0
+
+    def mark(self, text: str) -> str:
+        """Mark where control tokens start, and an end that begins one which another text may complete."""
+        marks = {match.start() for match in self._token.finditer(text)}
+        end = len(text.rstrip())  # templates trim
+        if any(text[end - n : end] in self._beginnings for n in range(1, min(self._longest, end + 1))):
+            marks.add(end - 1)
+        pieces = list(text)
+        for at in marks:
+            pieces[at] = f"{self._nonce}.{ord(text[at])};"
+        return "".join(pieces)
+
+    def split(self, rendered: str) -> list[str]:
+        """The parts of a rendered text without its marks, cut at those inside a control token."""
+        pieces = re.split(rf"{self._nonce}\.(\d+);", rendered)  # text, character, text, …, text
+        pieces[1::2] = [chr(int(code)) for code in pieces[1::2]]
+        text = "".join(pieces)
+        if self._nonce in text:
+            raise ArtifactError(
+                "the chat template rewrites the text of messages, so a control token in it cannot be told "
+                "from the template's own; expected a template that at most trims it"
+            )
+        ends = list(itertools.accumulate(map(len, pieces)))[1::2]
+        inside = {at for match in self._token.finditer(text) for at in range(match.start() + 1, match.end(1))}
+        cuts = [end for end in ends if end in inside]
+        return [text[start:stop] for start, stop in itertools.pairwise([0, *cuts, len(text)])]
 
 
 def _raise_exception(message: str) -> NoReturn:

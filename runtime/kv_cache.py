@@ -50,7 +50,9 @@ class KvCache:
         for kind in self._rows:
             self._rows[kind] += tokens
             if self._rows[kind] > self.capacity[kind]:
-                raise ValueError(f"{tokens} tokens do not fit the {kind} buffers of {self.capacity[kind]} rows")
+                raise ValueError(
+                    f"{tokens} tokens do not fit the {kind} buffers of {self.capacity[kind]} rows"
+                )
         self.length += tokens
         return dict(self._rows)
 

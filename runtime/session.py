@@ -74,7 +74,8 @@ class Decoder:
         logits = np.empty((1, num_logits, self._vocab_size), np.float32)
         binding.bind_ortvalue_output("logits", ort.OrtValue.ortvalue_from_numpy(logits))
         self._session.run_with_iobinding(binding)
-        return logits[0]
+        result: NDArray[np.float32] = logits[0]
+        return result
 
     def _bind_cache(self, cache: KvCache) -> None:
         """Bind every KV buffer as input and as output of the same memory."""

@@ -1,0 +1,91 @@
+"""The `edge-gemma` command. Subcommands are imported when used; errors become one line here."""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib import import_module
+from typing import Any
+
+import click
+
+from edge_gemma import __version__
+from edge_gemma.errors import DependencyError, EdgeGemmaError
+
+# name → module, one-line help. The help stands here so that `--help` imports nothing.
+COMMANDS = {
+    "export": ("edge_gemma.export.cli", "Make an artifact of a Gemma 3n checkpoint."),
+    "verify": ("edge_gemma.export.cli", "Compare an artifact with transformers on its checkpoint."),
+    "run": ("edge_gemma.runtime.cli", "Answer one prompt."),
+    "chat": ("edge_gemma.runtime.cli", "Talk with the model."),
+    "inspect": ("edge_gemma.runtime.cli", "Show what is in an artifact and the memory it needs."),
+    "doctor": ("edge_gemma.runtime.cli", "Show what this machine offers and what would be used."),
+}
+INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+
+
+class LazyGroup(click.Group):
+    """A group whose commands live in modules that are imported only when asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        try:
+            module = import_module(COMMANDS[name][0])
+        except ModuleNotFoundError as error:
+            raise DependencyError(
+                f"`edge-gemma {name}` needs the package {error.name}: pip install 'edge-gemma[export]'"
+            ) from None
+        command = getattr(module, f"{name}_command")
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="edge-gemma")
+def cli() -> None:
+    """Export Gemma 3n to quantized ONNX, and run it on small machines.
+
+    Exit status: 0 success, 1 other errors, 2 bad usage or prompt, 3 checkpoint, 4 export, 5 artifact,
+    6 missing package, 7 verification failed, 130 interrupted.
+    """
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit."""
+    sys.exit(run(arguments))
+
+
+def run(arguments: list[str] | None = None) -> int:
+    """Run the command line and return its exit status."""
+    try:
+        result: Any = cli.main(args=arguments, standalone_mode=False)
+        sys.stdout.flush()
+        return result if isinstance(result, int) else 0
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted", err=True)
+        return INTERRUPTED
+    except EdgeGemmaError as error:
+        click.echo(f"error: {error}", err=True)
+        return error.exit_code
+    except BrokenPipeError:  # the reader of our output went away, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        place = f" ({error.filename})" if error.filename else ""
+        click.echo(f"error: {error.strerror or error}{place}", err=True)
+        return 1
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,137 @@
+"""`edge-gemma export` and `edge-gemma verify`."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import click
+
+from edge_gemma.artifact import Manifest
+from edge_gemma.console import print_table, show_progress
+from edge_gemma.errors import EdgeGemmaError
+from edge_gemma.export.checkpoint import open_checkpoint
+from edge_gemma.export.pipeline import export
+from edge_gemma.export.recipes import find_recipe
+from edge_gemma.export.verify import PROMPTS, verify
+from edge_gemma.memory import format_bytes, peak_resident_bytes
+
+# recipe → largest relative error and smallest argmax agreement that pass without options
+TOLERANCES = {"fp32": (1e-4, 1.0)}
+
+
+class VerificationError(EdgeGemmaError):
+    """The artifact differs from its checkpoint by more than was allowed."""
+
+    exit_code = 7
+
+
+@click.command()
+@click.argument("source")
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder to create.")
+@click.option(
+    "--recipe", default="int4", show_default=True, help="fp32, int8, int4, or a recipe's .yaml file."
+)
+@click.option("--revision", help="Branch, tag or commit of a hub id.")
+@click.option("--token", envvar="HF_TOKEN", help="Hub token, for gated models. [env: HF_TOKEN]")
+@click.option("--overwrite", is_flag=True, help="Replace an artifact that is already there.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def export_command(
+    source: str,
+    output: Path,
+    recipe: str,
+    revision: str | None,
+    token: str | None,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    """Make an artifact of SOURCE: a checkpoint folder, a hub id such as google/gemma-3n-E2B-it, or
+    synthetic:E2B, synthetic:E4B, synthetic:tiny (random weights of that shape)."""
+    began = time.perf_counter()
+    chosen = find_recipe(recipe)
+    checkpoint = open_checkpoint(source, revision=revision, token=token)
+    with show_progress() as progress:
+        manifest = export(checkpoint, chosen, output, overwrite=overwrite, progress=progress)
+    seconds = time.perf_counter() - began
+    if as_json:
+        click.echo(json.dumps(_summary(manifest, output, seconds)))
+    else:
+        total = sum(f.bytes for f in manifest.files.values())
+        click.echo(
+            f"{output}: {format_bytes(total)} in {len(manifest.files)} files, recipe {manifest.recipe}"
+        )
+        click.echo(f"exported in {seconds:.0f} s, peak memory {format_bytes(peak_resident_bytes())}")
+
+
+@click.command()
+@click.argument("artifact", type=click.Path(path_type=Path))
+@click.option("--against", required=True, help="The checkpoint: a folder, hub id or synthetic:NAME.")
+@click.option("--revision", help="Branch, tag or commit of a hub id.")
+@click.option("--token", envvar="HF_TOKEN", help="Hub token, for gated models. [env: HF_TOKEN]")
+@click.option("--prompt", "prompts", multiple=True, help="Prompt to compare on; may be repeated.")
+@click.option(
+    "--new-tokens", type=click.IntRange(1), default=32, show_default=True, help="Greedy tokens per prompt."
+)
+@click.option("--max-relative-error", type=float, help="Fail above this. [fp32: 1e-4]")
+@click.option("--min-agreement", type=float, help="Fail below this share of equal argmax. [fp32: 1]")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+def verify_command(
+    artifact: Path,
+    against: str,
+    revision: str | None,
+    token: str | None,
+    prompts: tuple[str, ...],
+    new_tokens: int,
+    max_relative_error: float | None,
+    min_agreement: float | None,
+    as_json: bool,
+) -> None:
+    """Compare ARTIFACT with transformers on its checkpoint, logits by logits.
+
+    The reference holds the whole checkpoint in float32: four bytes of memory for each parameter."""
+    from edge_gemma.artifact import read
+
+    recipe = read(artifact).manifest.recipe
+    checkpoint = open_checkpoint(against, revision=revision, token=token)
+    with show_progress() as progress:
+        report = verify(
+            artifact, checkpoint, prompts=prompts or PROMPTS, new_tokens=new_tokens, progress=progress
+        )
+    if as_json:
+        click.echo(
+            json.dumps({"artifact": str(artifact), "against": against, "recipe": recipe} | report.to_dict())
+        )
+    else:
+        rows = [
+            ("positions compared", str(report.positions)),
+            ("argmax agreement", f"{report.argmax_agreement:.2%} ({report.near_ties} near ties)"),
+            ("max absolute error", f"{report.max_absolute_error:.3g}"),
+            ("relative error, max", f"{report.max_relative_error:.3g}"),
+            ("relative error, mean", f"{report.mean_relative_error:.3g}"),
+            ("KL divergence", f"{report.kl_divergence:.3g} nats"),
+            ("signal to noise", f"{report.snr_db:.1f} dB"),
+            ("top-10 overlap", f"{report.top10_overlap:.1%}"),
+        ]
+        print_table(f"{artifact} (recipe {recipe}) against {against}", rows)
+    default_error, default_agreement = TOLERANCES.get(recipe, (None, None))
+    limit = default_error if max_relative_error is None else max_relative_error
+    floor = default_agreement if min_agreement is None else min_agreement
+    if limit is not None and report.max_relative_error > limit:
+        raise VerificationError(f"relative error {report.max_relative_error:.3g} is above {limit:g}")
+    if floor is not None and report.argmax_agreement < floor:
+        raise VerificationError(f"argmax agreement {report.argmax_agreement:.2%} is below {floor:.2%}")
+
+
+def _summary(manifest: Manifest, output: Path, seconds: float) -> dict[str, object]:
+    return {
+        "output": str(output),
+        "source": manifest.source.name,
+        "recipe": manifest.recipe,
+        "files": {name: spec.bytes for name, spec in manifest.files.items()},
+        "text_parameters": manifest.parameters.text,
+        "effective_parameters": manifest.parameters.effective,
+        "memory_estimate": manifest.memory_estimate,
+        "seconds": round(seconds, 1),
+        "peak_memory_bytes": peak_resident_bytes(),
+    }

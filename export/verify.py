@@ -1,0 +1,179 @@
+"""Compares an artifact with transformers on the checkpoint it came from.
+
+The reference is Gemma3nForCausalLM in float32 with eager attention. It answers each prompt greedily; the
+artifact, run by the runtime that ships, is fed the same ids: the prompt in chunks, then the answer token
+by token, so that both prefill and decoding are compared, at every position.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from edge_gemma import artifact as artifacts
+from edge_gemma.config import TextConfig
+from edge_gemma.errors import ArtifactError, DependencyError
+from edge_gemma.export.checkpoint import Checkpoint
+from edge_gemma.export.parity import ParityReport, combine, compare
+from edge_gemma.progress import Progress, Silent
+from edge_gemma.runtime.chat import ChatTemplate
+from edge_gemma.runtime.embeddings import EmbeddingStore
+from edge_gemma.runtime.kv_cache import KvCache
+from edge_gemma.runtime.session import Decoder
+from edge_gemma.runtime.tokenizer import Tokenizer
+
+PROMPTS = (
+    "What is 17 + 25?",
+    "Turn on the kitchen light.",
+    "Why is the sky blue? Answer in one sentence.",
+    "Translate to Spanish: where is the train station?",
+    "Write a Python function that returns the n-th Fibonacci number, then explain how it works, line by "
+    "line, to somebody who has never programmed before and who would like to know what a function is.",
+)
+ROW_CHUNK = 8192  # rows of a large table copied at once
+
+
+def verify(
+    artifact_folder: Path,
+    checkpoint: Checkpoint,
+    *,
+    prompts: Sequence[str] = PROMPTS,
+    new_tokens: int = 32,
+    chunk: int = 32,
+    progress: Progress | None = None,
+) -> ParityReport:
+    """Compare logits at every position of every prompt and of the reference's greedy answer.
+
+    Raises:
+        ArtifactError: the artifact cannot be opened, or does not have the checkpoint's shape.
+        DependencyError: transformers is missing.
+    """
+    progress = progress or Silent()
+    artifact = artifacts.read(artifact_folder)
+    manifest = artifact.manifest
+    _check_shapes(artifact, checkpoint.config.text)
+    tokenizer = Tokenizer.from_file(artifact.path(manifest.tokenizer))
+    template = ChatTemplate.from_source(artifact.path(manifest.chat_template).read_text("utf-8"))
+    reference = load_reference(checkpoint, progress)
+    decoder = Decoder(artifact)
+    store = EmbeddingStore(artifact.path(manifest.embeddings.file), manifest.embeddings)
+    reports = []
+    progress.stage("prompts", len(prompts))
+    for prompt in prompts:
+        ids = tokenizer.encode(template.render(prompt))
+        tokens, expected = greedy_reference(reference, ids, new_tokens)
+        found = forced_logits(decoder, store, ids, tokens, chunk=chunk)
+        reports.append(compare(found, expected))
+        progress.advance()
+    store.close()
+    return combine(reports)
+
+
+def load_reference(checkpoint: Checkpoint, progress: Progress | None = None) -> Any:
+    """transformers' model with the checkpoint's weights in float32 and eager attention."""
+    try:
+        from transformers import Gemma3nForCausalLM
+        from transformers.initialization import no_init_weights
+    except ImportError:
+        raise DependencyError("transformers is missing: pip install 'edge-gemma[export]'") from None
+    progress = progress or Silent()
+    config = reference_config(checkpoint.config.text)
+    config._attn_implementation = "eager"
+    with no_init_weights():
+        model: Any = Gemma3nForCausalLM(config)
+    model.eval()
+    parameters = dict(model.model.named_parameters())
+    progress.stage("reference", len(parameters))
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            if parameter.ndim == 2:
+                for first in range(0, len(parameter), ROW_CHUNK):
+                    last = min(first + ROW_CHUNK, len(parameter))
+                    parameter[first:last] = checkpoint.rows(name, first, last).float()
+            else:
+                parameter.copy_(checkpoint.tensor(name).float())
+            progress.advance()
+    model.lm_head.weight = model.model.embed_tokens.weight
+    return model
+
+
+def reference_config(c: TextConfig) -> Any:
+    """transformers' Gemma3nTextConfig of the same shape."""
+    from transformers import Gemma3nTextConfig
+
+    return Gemma3nTextConfig(
+        vocab_size=c.vocab_size,
+        vocab_size_per_layer_input=c.vocab_size_per_layer_input,
+        hidden_size=c.hidden_size,
+        hidden_size_per_layer_input=c.hidden_size_per_layer_input,
+        intermediate_size=list(c.intermediate_size),
+        num_hidden_layers=c.num_hidden_layers,
+        num_attention_heads=c.num_attention_heads,
+        num_key_value_heads=c.num_key_value_heads,
+        head_dim=c.head_dim,
+        layer_types=list(c.layer_types),
+        num_kv_shared_layers=c.num_kv_shared_layers,
+        sliding_window=c.sliding_window,
+        activation_sparsity_pattern=list(c.activation_sparsity_pattern),
+        altup_num_inputs=c.altup_num_inputs,
+        altup_active_idx=c.altup_active_idx,
+        altup_correct_scale=c.altup_correct_scale,
+        laurel_rank=c.laurel_rank,
+        rms_norm_eps=c.rms_norm_eps,
+        final_logit_softcapping=c.final_logit_softcapping,
+        rope_parameters={k: {"rope_type": "default", "rope_theta": v} for k, v in c.rope_theta.items()},
+        max_position_embeddings=c.max_position_embeddings,
+    )
+
+
+def greedy_reference(
+    model: Any, prompt: Sequence[int], new_tokens: int
+) -> tuple[list[int], NDArray[np.float32]]:
+    """The reference's greedy answer, and its logits at every position that predicts a token.
+
+    Returns:
+        new_tokens ids, and logits float32 [len(prompt) + new_tokens - 1, V].
+    """
+    rows = []
+    tokens: list[int] = []
+    step = torch.tensor([list(prompt)])  # int64 [1, S]
+    cache = None
+    with torch.no_grad():
+        while len(tokens) < new_tokens:
+            output = model(input_ids=step, past_key_values=cache, use_cache=True)
+            cache = output.past_key_values
+            rows.append(output.logits[0].float().numpy())
+            tokens.append(int(rows[-1][-1].argmax()))
+            step = torch.tensor([[tokens[-1]]])
+    return tokens, np.concatenate(rows)
+
+
+def forced_logits(
+    decoder: Decoder, store: EmbeddingStore, prompt: Sequence[int], answer: Sequence[int], *, chunk: int
+) -> NDArray[np.float32]:
+    """The artifact's logits for the same ids: float32 [len(prompt) + len(answer) - 1, V]"""
+    cache = KvCache(decoder.spec, context=len(prompt) + len(answer), chunk=chunk)
+    pieces = [list(prompt[i : i + chunk]) for i in range(0, len(prompt), chunk)]
+    pieces += [[token] for token in answer[:-1]]
+    return np.concatenate([decoder.forward(*store.rows(ids), cache, num_logits=len(ids)) for ids in pieces])
+
+
+def _check_shapes(artifact: artifacts.Artifact, config: TextConfig) -> None:
+    spec = artifact.manifest.embeddings
+    found = (spec.layers, spec.hidden_size, spec.per_layer_width, artifact.manifest.vocab_size)
+    expected = (
+        config.num_hidden_layers,
+        config.hidden_size,
+        config.hidden_size_per_layer_input,
+        config.vocab_size,
+    )
+    if found != expected:
+        raise ArtifactError(
+            f"{artifact.folder} has layers, widths and vocabulary {found}, the checkpoint {expected}: "
+            f"compare it with the checkpoint it was made from ({artifact.manifest.source.name})"
+        )

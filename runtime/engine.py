@@ -1,0 +1,234 @@
+"""The public class, and the story of an answer: messages → prompt → ids → tokens → text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Event, Lock
+from types import TracebackType
+from typing import Any
+
+from edge_gemma import artifact as artifacts
+from edge_gemma.artifact import Manifest
+from edge_gemma.errors import ContextLimitError, EdgeGemmaError, PromptError
+from edge_gemma.memory import DEFAULT_CHUNK, peak_resident_bytes, release_free_memory
+from edge_gemma.runtime.chat import ChatTemplate
+from edge_gemma.runtime.embeddings import EmbeddingStore
+from edge_gemma.runtime.generation import Generator
+from edge_gemma.runtime.sampling import SamplingOptions, make_sampler
+from edge_gemma.runtime.session import Decoder
+from edge_gemma.runtime.statistics import Statistics
+from edge_gemma.runtime.stopping import StopStrings
+from edge_gemma.runtime.tokenizer import Tokenizer
+
+DEFAULT_CONTEXT = 4096
+
+Prompt = str | Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Part of an answer as it arrives. The last piece has a finish_reason."""
+
+    text: str
+    statistics: Statistics
+    finish_reason: str | None = None  # "stop", "length" or "cancelled"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A whole answer."""
+
+    text: str
+    statistics: Statistics
+    finish_reason: str
+
+
+def load(
+    path: str | Path,
+    *,
+    context: int | None = None,
+    chunk: int = DEFAULT_CHUNK,
+    threads: int | None = None,
+    verify: bool = False,
+) -> Model:
+    """Open an artifact and make it ready to answer.
+
+    Args:
+        path: a folder made by `edge-gemma export`.
+        context: most tokens of prompt and answer together; 4096, or the model's limit where it is less.
+        chunk: tokens of a prompt computed at once; more are faster and take more memory.
+        threads: threads to compute with; the cores this process may use by default.
+        verify: re-hash every file first.
+
+    Raises:
+        ArtifactError: the artifact is missing, damaged, or needs a newer onnxruntime.
+        PromptError: context or chunk are out of range.
+    """
+    artifact = artifacts.read(path)
+    limit = artifact.manifest.max_context
+    context = min(DEFAULT_CONTEXT, limit) if context is None else context
+    if not 1 <= context <= limit:
+        raise PromptError(f"a context of {context} tokens was asked for: this model takes 1 to {limit}")
+    if chunk < 1:
+        raise PromptError(f"a chunk of {chunk} tokens was asked for: expected at least 1")
+    if threads is not None and threads < 1:
+        raise PromptError(f"{threads} threads were asked for: expected at least 1")
+    if verify:
+        artifact.verify()
+    # The tokenizer first: parsing it needs five times what it keeps, before the weights are there.
+    tokenizer = Tokenizer.from_file(artifact.path(artifact.manifest.tokenizer))
+    release_free_memory()
+    template = ChatTemplate.from_source(artifact.path(artifact.manifest.chat_template).read_text("utf-8"))
+    decoder = Decoder(artifact, threads=threads)
+    release_free_memory()
+    store = EmbeddingStore(artifact.path(artifact.manifest.embeddings.file), artifact.manifest.embeddings)
+    return Model(
+        artifact.manifest,
+        tokenizer,
+        template,
+        store,
+        Generator(decoder, store, context=context, chunk=chunk),
+    )
+
+
+class Model:
+    """A loaded artifact. Make one with `edge_gemma.load`; close it, or use it as a context manager.
+
+    It answers one prompt at a time. A prompt that continues the conversation before it, as in a chat,
+    costs only its new tokens.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        tokenizer: Tokenizer,
+        template: ChatTemplate,
+        store: EmbeddingStore,
+        generator: Generator,
+    ) -> None:
+        self.manifest = manifest
+        self.tokenizer = tokenizer
+        self._template = template
+        self._store = store
+        self._generator: Generator | None = generator
+        self._busy = Lock()
+
+    @property
+    def context(self) -> int:
+        """Most tokens of prompt and answer together."""
+        return self._open().context
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """The ids of a prompt: a text as one user turn, or messages in transformers' form.
+
+        Control tokens inside a message's text are encoded as text: they cannot end the user's turn.
+
+        Raises:
+            PromptError: the messages are malformed or empty.
+        """
+        parts = self._template.render_parts(prompt, self.tokenizer.special_tokens)
+        return [token for part in parts for token in self.tokenizer.encode(part)]
+
+    def stream(
+        self,
+        prompt: Prompt,
+        *,
+        max_new_tokens: int | None = None,
+        stop: Sequence[str] = (),
+        cancel: Event | None = None,
+        **sampling: Any,
+    ) -> Iterator[Piece]:
+        """Answer a prompt, piece by piece. Closing the iterator, or setting `cancel`, ends the answer.
+
+        Args:
+            prompt: a text, or messages such as [{"role": "user", "content": "…"}].
+            max_new_tokens: most tokens of the answer; what the context has room for by default.
+            stop: strings that end the answer; they are not part of it.
+            cancel: an event that another thread may set.
+            sampling: fields of SamplingOptions: temperature, top_k, top_p, min_p, repetition_penalty, seed.
+
+        Raises:
+            PromptError: the prompt or an option cannot be used.
+            ContextLimitError: the prompt leaves no room for an answer.
+        """
+        try:
+            options = SamplingOptions(**sampling)
+        except TypeError as error:
+            raise PromptError(f"{error}: expected the fields of SamplingOptions") from None
+        stops = StopStrings(stop)
+        ids = self.encode(prompt)
+        generator = self._open()
+        room = generator.context - len(ids)
+        if room < 1:
+            raise ContextLimitError(
+                f"the prompt has {len(ids)} tokens and the context {generator.context}: shorten the prompt, "
+                f"or load with a larger context (this model takes up to {self.manifest.max_context})"
+            )
+        if max_new_tokens is not None and max_new_tokens < 1:
+            raise PromptError(f"max_new_tokens is {max_new_tokens}: expected at least 1")
+        limit = min(room, max_new_tokens or room)
+        return self._pieces(generator, ids, options, stops, limit, cancel)
+
+    def generate(self, prompt: Prompt, **options: Any) -> Answer:
+        """Answer a prompt in one piece; takes what `stream` takes."""
+        pieces = list(self.stream(prompt, **options))
+        last = pieces[-1]
+        return Answer("".join(p.text for p in pieces), last.statistics, last.finish_reason or "stop")
+
+    def close(self) -> None:
+        """Release the memory and the files; the model cannot be used afterwards."""
+        self._generator = None
+        self._store.close()
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _open(self) -> Generator:
+        if self._generator is None:
+            raise EdgeGemmaError("this model is closed: load the artifact again")
+        return self._generator
+
+    def _pieces(
+        self,
+        generator: Generator,
+        ids: list[int],
+        options: SamplingOptions,
+        stops: StopStrings,
+        limit: int,
+        cancel: Event | None,
+    ) -> Iterator[Piece]:
+        if not self._busy.acquire(blocking=False):
+            raise EdgeGemmaError("the model is answering another prompt: finish or close that answer first")
+        try:
+            statistics = Statistics()
+            text = self.tokenizer.stream()
+            stop_ids = frozenset(self.manifest.tokens.stop)
+            reason = "length"
+            for token in generator.generate(
+                ids, make_sampler(options), max_new_tokens=limit, statistics=statistics, cancel=cancel
+            ):
+                if token in stop_ids:
+                    reason = "stop"
+                    break
+                piece, stopped = stops.push(text.push(token))
+                if piece:
+                    yield Piece(piece, statistics)
+                if stopped:
+                    reason = "stop"
+                    break
+            if reason == "length" and cancel and cancel.is_set():
+                reason = "cancelled"
+            tail, stopped = stops.push(text.flush())
+            if stopped:
+                reason = "stop"
+            statistics.peak_memory_bytes = peak_resident_bytes()
+            yield Piece(tail + stops.flush(), statistics, reason)
+        finally:
+            self._busy.release()

@@ -1,0 +1,40 @@
+"""What an answer cost."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+
+@dataclass(kw_only=True)
+class Statistics:
+    """Counts, times and memory of one answer; filled while it is generated."""
+
+    prompt_tokens: int = 0
+    reused_tokens: int = 0  # of the prompt, already in the KV cache from the turn before
+    generated_tokens: int = 0
+    prefill_seconds: float = 0.0
+    decode_seconds: float = 0.0  # after the first token
+    time_to_first_token: float = 0.0  # seconds from the call
+    peak_memory_bytes: int = 0  # of the process (VmHWM), loading included
+    rows: int = 0  # embedding records used
+    rows_read: int = 0  # of them, read from storage
+    bytes_read: int = 0
+
+    @property
+    def prefill_tokens_per_second(self) -> float:
+        return _rate(self.prompt_tokens - self.reused_tokens, self.prefill_seconds)
+
+    @property
+    def decode_tokens_per_second(self) -> float:
+        return _rate(self.generated_tokens - 1, self.decode_seconds)
+
+    def to_dict(self) -> dict[str, float]:
+        """All figures, the two rates included."""
+        return asdict(self) | {
+            "prefill_tokens_per_second": round(self.prefill_tokens_per_second, 2),
+            "decode_tokens_per_second": round(self.decode_tokens_per_second, 2),
+        }
+
+
+def _rate(count: int, seconds: float) -> float:
+    return max(count, 0) / seconds if seconds > 0 else 0.0
