@@ -86,7 +86,7 @@ class RowField:
 
 @dataclass(frozen=True, kw_only=True)
 class EmbeddingSpec:
-    """embeddings.bin: `records` records of `record_bytes` each; that of token id i starts at i·record_bytes."""
+    """embeddings.bin: `records` records of `record_bytes` each; id i starts at i·record_bytes."""
 
     file: str
     records: int

@@ -357,8 +357,11 @@ class DecoderBuilder:
                 "scale": 1.0,
                 "local_window_size": window if window else -1,
             }
+            dtype = self.recipe.kv_cache[KINDS[kind]]
+            if dtype == "float16":  # the kernel of a float16 cache takes float16 throughout
+                q, k, v = (g.op("Cast", t, to=TensorProto.FLOAT16) for t in (q, k, v))
             inputs = [q, k, v, *past, last, total]
-            if self._kv_dtype(kind) == "int8":
+            if dtype == "int8":
                 inputs += ["", "", "", "", "", *self._kv_scales(source)]
                 attributes |= {
                     "k_quant_type": "PER_CHANNEL",
@@ -366,13 +369,12 @@ class DecoderBuilder:
                     "kv_cache_bit_width": 8,
                 }
             outputs = [None, *self.presents[layer]] if source == layer else [None]
-            attended = g.ops("GroupQueryAttention", *inputs, outputs=outputs, domain=MICROSOFT, **attributes)[
-                0
-            ]
+            attended, *_ = g.ops(
+                "GroupQueryAttention", *inputs, outputs=outputs, domain=MICROSOFT, **attributes
+            )
+            if dtype == "float16":
+                attended = g.op("Cast", attended, to=FLOAT)
             return self._linear(attended, "self_attn.o_proj", "attention")
-
-    def _kv_dtype(self, kind: str) -> str:
-        return self.recipe.kv_cache[KINDS[kind]]
 
     def _past(self, layer: int) -> tuple[str, str]:
         """Declare the KV buffers of an owning layer as inputs and outputs: [B, heads, rows, head_dim]"""

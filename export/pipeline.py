@@ -91,7 +91,7 @@ def export(
 
 
 def count_parameters(checkpoint: Checkpoint) -> ParameterSpec:
-    """Parameters of the text model as checkpoints hold them, the unused K and V of sharing layers included."""
+    """Parameters of the text model as checkpoints hold them, unused K and V of sharing layers included."""
     shapes = checkpoint.text_shapes()
     text = sum(math.prod(shape) for shape in shapes.values())
     per_layer = math.prod(shapes["embed_tokens_per_layer.weight"])

@@ -17,12 +17,14 @@ scale and zero point are searched for, to minimise each block's squared error:
 
 The result is therefore never worse than min-max rounding on any block, up to float32's own rounding.
 Blocks are independent and laid out as columns, [block, blocks], so that every step is one vectorised
-pass, in chunks that stay in the cache.
+pass, in chunks that stay in the cache. Each pass takes tens of microseconds, too little to share between
+threads: where other programs compete for the cores, waiting for one another costs ten times the work.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -52,6 +54,17 @@ HALF_MAX = 65504.0
 # At 8 bits clipping does not pay: the grid is as small as the guarantee allows.
 EXTREME_LEVELS = {4: tuple(7 + i / 4 for i in range(24)), 8: (127.0, 128.0)}
 RANGE_SHARES = {4: tuple(i / 20 for i in range(11, 23)), 8: (0.98, 1.0)}
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Keep torch's operators on the calling thread meanwhile."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +99,7 @@ class BlockQuantized(NamedTuple):
     Explicit even where symmetric: without them onnxruntime on ARM takes a less exact kernel."""
 
 
+@_one_thread()
 def quantize_matrix(weight: torch.Tensor, fmt: MatrixFormat) -> BlockQuantized:
     """Quantize a weight [N, K] (the layout of torch.nn.Linear, any float dtype) for MatMulNBits.
 
@@ -126,6 +140,7 @@ def dequantize_matrix(q: BlockQuantized, *, k: int, fmt: MatrixFormat) -> torch.
     return torch.from_numpy(weight.reshape(n, columns * fmt.block)[:, :k])
 
 
+@_one_thread()
 def quantize_rows(
     rows: torch.Tensor, *, bits: int, block: int
 ) -> tuple[NDArray[np.int8] | NDArray[np.uint8], NDArray[np.float16]]:

@@ -255,6 +255,19 @@ def test_weights_that_are_not_finite_are_refused(bad: float) -> None:
         quantize_rows(weight, bits=4, block=32)
 
 
+def test_torch_gets_its_threads_back() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        quantize_rows(torch.randn(2, 64), bits=8, block=32)
+        assert torch.get_num_threads() == 3
+        with pytest.raises(CheckpointError):
+            quantize_matrix(torch.randn(64), FORMATS[0])
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_malformed_requests_are_refused() -> None:
     with pytest.raises(RecipeError, match="found bits=3"):
         MatrixFormat(bits=3, block=32, zero_points=False)

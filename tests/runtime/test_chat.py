@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tokenizers
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from jinja2.exceptions import TemplateError
 from tokenizers import AddedToken, decoders, models, normalizers
@@ -161,6 +161,7 @@ ordinary = words.filter(lambda value: value.strip() and not any(token in value f
 
 @settings(deadline=None)
 @given(st.lists(ordinary, min_size=1, max_size=4), st.none() | ordinary)
+@example(["a"], "< ")  # Gemma's template does not trim the system text: "<▁" is one token
 def test_the_ids_of_an_ordinary_conversation_are_those_of_transformers(
     turns: list[str], first: str | None
 ) -> None:
@@ -298,6 +299,12 @@ def test_a_broken_template_is_an_artifact_error(source: str) -> None:
 def test_a_hostile_or_failing_template_is_an_artifact_error(source: str) -> None:
     with pytest.raises(ArtifactError, match="chat template failed with"):
         ChatTemplate.from_source(source).render("hi")
+
+
+def test_other_keys_reach_the_template() -> None:
+    template = ChatTemplate.from_source("{{ messages[0]['name'] }} {{ messages[0]['content'][0]['detail'] }}")
+    messages = [{**user([{"type": "image", "detail": 2}]), "name": "x<bos>"}]
+    assert template.render_parts(messages, CONTROL) == ["x<", "bos> 2"]
 
 
 def test_templates_see_no_objects() -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import tokenizers
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, decoders, models, normalizers, processors
 
@@ -62,6 +62,7 @@ def pieces_of(tokenizer: Tokenizer, ids: list[int]) -> list[str]:
 
 
 @each_decoder
+@settings(deadline=None)
 @given(ids=random_ids)
 @example(ids=[*(BYTES[byte] for byte in "é".encode()), BYTES[0xFF]])  # a bad byte spoils the whole run
 def test_streamed_ids_join_to_their_text(tokenizer: Tokenizer, ids: list[int]) -> None:
@@ -69,14 +70,16 @@ def test_streamed_ids_join_to_their_text(tokenizer: Tokenizer, ids: list[int]) -
 
 
 @each_decoder
+@settings(deadline=None)
 @given(text=st.text(max_size=30) | st.text(alphabet=" abhi\n😀é", max_size=30))
 def test_streamed_text_joins_to_itself(tokenizer: Tokenizer, text: str) -> None:
     ids = tokenizer.encode(text)
     assert "".join(pieces_of(tokenizer, ids)) == tokenizer.decode(ids)
-    if tokenizer is gemma:
+    if tokenizer is gemma and not any(token in text for token in SPECIAL):
         assert tokenizer.decode(ids) == text.replace("▁", " ")
 
 
+@settings(deadline=None)
 @given(text=st.text(alphabet="ab é😀漢", max_size=30))
 def test_no_piece_splits_a_character(text: str) -> None:
     assert not any("\ufffd" in piece for piece in pieces_of(gemma, gemma.encode(text)))
