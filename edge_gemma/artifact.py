@@ -46,8 +46,8 @@ class KvBuffer:
     head_dim: int
     past_key: str  # graph input
     past_value: str
-    present_key: str  # graph output; may be the same memory as the input
-    present_value: str
+    present_key: tuple[str, ...]  # graph outputs, all bound to the memory of the input
+    present_value: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)

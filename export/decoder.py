@@ -60,8 +60,7 @@ class DecoderBuilder:
         self.recipe = recipe
         self.advance = advance
         self.inputs: list[TensorSpec] = []
-        self.kv: list[KvBuffer] = []
-        self.presents: dict[int, tuple[str, str]] = {}  # layer → its present key and value
+        self.presents: dict[int, list[tuple[str, str]]] = {}  # owning layer → present keys and values
 
     def build(self, file: str) -> DecoderSpec:
         """Build everything and return what the manifest says of it."""
@@ -101,7 +100,7 @@ class DecoderBuilder:
             outputs=(
                 TensorSpec(name="logits", dtype="float32", shape=("batch", "num_logits", c.vocab_size)),
             ),
-            kv=tuple(self.kv),
+            kv=tuple(self._kv_buffer(layer) for layer in self.presents),
             sliding_window=c.sliding_window,
         )
 
@@ -348,7 +347,7 @@ class DecoderBuilder:
             else:
                 q = self._matmul(normed, weights[0], "q_proj", "attention")
                 k = v = self._empty_kv(q, kv_width)
-                past = self.presents[source]
+                past = self.presents[source][0]
             q = self._rotate(self._head_norm(q, c.num_attention_heads, "self_attn.q_norm"), kind, rows)
             last, total = self.lengths[kind]
             attributes: dict[str, int | float | str] = {
@@ -368,7 +367,9 @@ class DecoderBuilder:
                     "v_quant_type": "PER_CHANNEL",
                     "kv_cache_bit_width": 8,
                 }
-            outputs = [None, *self.presents[layer]] if source == layer else [None]
+            outputs: list[str | None] = [None]
+            if source == layer or dtype == "int8":  # a quantized cache must come out of every node
+                outputs += self._present(layer, source)
             attended, *_ = g.ops(
                 "GroupQueryAttention", *inputs, outputs=outputs, domain=MICROSOFT, **attributes
             )
@@ -377,29 +378,41 @@ class DecoderBuilder:
             return self._linear(attended, "self_attn.o_proj", "attention")
 
     def _past(self, layer: int) -> tuple[str, str]:
-        """Declare the KV buffers of an owning layer as inputs and outputs: [B, heads, rows, head_dim]"""
+        """Declare the KV buffers of an owning layer as inputs: [B, heads, rows, head_dim]"""
+        self.presents[layer] = []
+        names = (f"past_key.{layer}", f"past_value.{layer}")
+        for name in names:
+            self.g.input(name, *self._kv_type(layer))
+        return names
+
+    def _present(self, layer: int, source: int) -> tuple[str, str]:
+        """Declare what `layer` makes of its source's KV buffers as outputs, in the same memory."""
+        names = (f"present_key.{layer}", f"present_value.{layer}")
+        for name in names:
+            self.g.output(name, *self._kv_type(source))
+        self.presents[source].append(names)
+        return names
+
+    def _kv_type(self, layer: int) -> tuple[int, tuple[int | str, ...]]:
         c = self.config
         kind = KINDS[c.layer_types[layer]]
-        dtype = self.recipe.kv_cache[kind]
         shape = ("batch", c.num_key_value_heads, f"{kind}_capacity", c.head_dim)
-        buffer = KvBuffer(
+        return KV_TYPES[self.recipe.kv_cache[kind]], shape
+
+    def _kv_buffer(self, layer: int) -> KvBuffer:
+        c = self.config
+        kind = KINDS[c.layer_types[layer]]
+        keys, values = zip(*self.presents[layer], strict=True)
+        return KvBuffer(
             layer=layer,
             kind=kind,
-            dtype=dtype,
+            dtype=self.recipe.kv_cache[kind],
             heads=c.num_key_value_heads,
             head_dim=c.head_dim,
             past_key=f"past_key.{layer}",
             past_value=f"past_value.{layer}",
-            present_key=f"present_key.{layer}",
-            present_value=f"present_value.{layer}",
-        )
-        self.kv.append(buffer)
-        self.presents[layer] = (buffer.present_key, buffer.present_value)
-        for name in self.presents[layer]:
-            self.g.output(name, KV_TYPES[dtype], shape)
-        return (
-            self.g.input(buffer.past_key, KV_TYPES[dtype], shape),
-            self.g.input(buffer.past_value, KV_TYPES[dtype], shape),
+            present_key=keys,
+            present_value=values,
         )
 
     def _kv_scales(self, source: int) -> list[str]:

@@ -84,8 +84,10 @@ class Decoder:
         for buffer, key, value in cache.bindings:
             self._binding.bind_ortvalue_input(buffer.past_key, key)
             self._binding.bind_ortvalue_input(buffer.past_value, value)
-            self._binding.bind_ortvalue_output(buffer.present_key, key)
-            self._binding.bind_ortvalue_output(buffer.present_value, value)
+            for name in buffer.present_key:
+                self._binding.bind_ortvalue_output(name, key)
+            for name in buffer.present_value:
+                self._binding.bind_ortvalue_output(name, value)
         self._bound = cache
 
 

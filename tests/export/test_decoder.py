@@ -1,0 +1,121 @@
+"""The exported decoder computes what transformers computes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import torch
+
+from edge_gemma import artifact as artifacts
+from edge_gemma.artifact import Artifact
+from edge_gemma.export.checkpoint import open_checkpoint
+from edge_gemma.export.parity import agrees, compare
+from edge_gemma.export.pipeline import export
+from edge_gemma.export.recipes import Recipe, find_recipe
+from edge_gemma.export.verify import forced_logits, greedy_reference
+from edge_gemma.runtime.embeddings import EmbeddingStore
+from edge_gemma.runtime.kv_cache import KvCache
+from edge_gemma.runtime.session import Decoder
+
+TOLERANCE = 1e-4
+PROMPT = 70  # longer than the windows and than the chunks
+ANSWER = 64
+
+
+class Runner:
+    """An artifact ready to compute logits."""
+
+    def __init__(self, artifact: Artifact) -> None:
+        self.decoder = Decoder(artifact, threads=1)
+        self.store = EmbeddingStore(artifact.path("embeddings.bin"), artifact.manifest.embeddings)
+
+    def logits(self, ids: list[int], *, chunk: int, num_logits: int | None = None) -> np.ndarray:
+        """All logits [S, V], or with num_logits those of the last call only."""
+        cache = KvCache(self.decoder.spec, context=len(ids), chunk=chunk)
+        outputs = []
+        for first in range(0, len(ids), chunk):
+            part = ids[first : first + chunk]
+            outputs.append(
+                self.decoder.forward(*self.store.rows(part), cache, num_logits=num_logits or len(part))
+            )
+        return outputs[-1] if num_logits else np.concatenate(outputs)
+
+
+def run_export(checkpoint: tiny.Tiny, target: Path, recipe: Recipe | str = "fp32") -> Runner:
+    chosen = find_recipe(recipe) if isinstance(recipe, str) else recipe
+    export(open_checkpoint(str(checkpoint.folder)), chosen, target)
+    return Runner(artifacts.read(target))
+
+
+def random_ids(count: int, vocabulary: int, seed: int = 0) -> list[int]:
+    return np.random.default_rng(seed).integers(0, vocabulary, count).tolist()
+
+
+@pytest.mark.parametrize("shape", tiny.SHAPES)
+def test_equals_transformers(shape: str, tmp_path: Path) -> None:
+    """Every position of a prompt in chunks and of a greedy answer decoded token by token."""
+    checkpoint = tiny.make(tmp_path / "checkpoint", **tiny.SHAPES[shape])
+    runner = run_export(checkpoint, tmp_path / "artifact")
+    # ids behind the per-layer vocabulary too: they have the per-layer rows of id 0
+    ids = random_ids(PROMPT, checkpoint.model.config.vocab_size)
+    answer, expected = greedy_reference(checkpoint.model, ids, ANSWER)
+    found = forced_logits(runner.decoder, runner.store, ids, answer, chunk=16)
+    report = compare(found, expected)
+    assert report.positions == PROMPT + ANSWER - 1
+    assert report.max_relative_error <= TOLERANCE
+    assert report.argmax_agreement == 1.0
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 7, 64, 200])
+def test_does_not_depend_on_the_chunk(chunk: int, tmp_path: Path) -> None:
+    checkpoint = tiny.make(tmp_path / "checkpoint", sliding_window=9)
+    runner = run_export(checkpoint, tmp_path / "artifact")
+    ids = random_ids(PROMPT, 400)
+    with torch.no_grad():
+        expected = checkpoint.model(input_ids=torch.tensor([ids])).logits[0].numpy()
+    assert compare(runner.logits(ids, chunk=chunk), expected).max_relative_error <= TOLERANCE
+
+
+def test_rows_without_logits_skip_nothing_that_matters(tmp_path: Path) -> None:
+    """Sharing layers run only for rows with logits; the last row's logits are the same for it."""
+    checkpoint = tiny.make(tmp_path / "checkpoint")
+    runner = run_export(checkpoint, tmp_path / "artifact")
+    ids = random_ids(PROMPT, 400)
+    every = runner.logits(ids, chunk=16)
+    for count in (1, 3):
+        last = runner.logits(ids, chunk=16, num_logits=count)
+        assert last.shape == (count, 400)
+        assert compare(last, every[-count:]).max_relative_error <= TOLERANCE
+
+
+def test_float16_cache_is_close(tmp_path: Path) -> None:
+    """The KV dtype alone costs little: fp32 weights with float16 buffers."""
+    from dataclasses import replace
+
+    checkpoint = tiny.make(tmp_path / "checkpoint")
+    halves = replace(find_recipe("fp32"), kv_cache={"sliding": "float16", "global": "float16"})
+    ids = random_ids(PROMPT, 400)
+    exact = run_export(checkpoint, tmp_path / "exact").logits(ids, chunk=16)
+    found = run_export(checkpoint, tmp_path / "halves", halves).logits(ids, chunk=16)
+    assert compare(found, exact).snr_db > 30
+
+
+def test_int8_global_cache_is_close(tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    checkpoint = tiny.make(tmp_path / "checkpoint")
+    bytes_ = replace(find_recipe("fp32"), kv_cache={"sliding": "float32", "global": "int8"})
+    ids = random_ids(PROMPT, 400)
+    exact = run_export(checkpoint, tmp_path / "exact").logits(ids, chunk=16)
+    found = run_export(checkpoint, tmp_path / "bytes", bytes_).logits(ids, chunk=16)
+    assert compare(found, exact).snr_db > 15
+
+
+def test_near_ties_are_told_apart() -> None:
+    reference = np.array([1.0, 3.0, 2.9995, 0.0], np.float32)
+    assert agrees(1, reference) == (True, False)
+    assert agrees(2, reference) == (True, True)
+    assert agrees(0, reference) == (False, False)
