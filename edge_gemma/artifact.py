@@ -24,6 +24,7 @@ DECODER = "decoder.onnx"
 TOKENIZER = "tokenizer.json"
 CHAT_TEMPLATE = "chat_template.jinja"
 HASH_CHUNK = 1 << 20
+SCALE_BYTES = 2  # float16, of embedding records
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,7 +231,9 @@ def _read_manifest(folder: Path) -> Manifest:
         raise ArtifactError(
             f"{folder} has no {MANIFEST}: expected an artifact made by `edge-gemma export`"
         ) from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be read: {error.strerror}; export the artifact again") from None
+    except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{path} is not valid JSON ({error}): export the artifact again") from None
     version = data.get("format_version") if isinstance(data, dict) else None
     if not isinstance(version, int):
@@ -252,7 +255,33 @@ def _read_manifest(folder: Path) -> Manifest:
             raise ArtifactError(
                 f"{path} uses {name!r} and does not list it under files; export the artifact again"
             )
+    if not _records_fit(manifest):
+        raise ArtifactError(f"{path}: its embeddings cannot be right; copy or export the artifact again")
     return manifest
+
+
+def _records_fit(manifest: Manifest) -> bool:
+    """Whether the embedding records make up their file, and their fields lie inside a record."""
+    spec = manifest.embeddings
+    if (spec.records, spec.records * spec.record_bytes) != (
+        manifest.vocab_size,
+        manifest.files[spec.file].bytes,
+    ):
+        return False
+    expected = {"embedding": spec.hidden_size, "per_layer": spec.layers * spec.per_layer_width}
+    if {f.name: f.values for f in spec.fields} != expected:
+        return False
+    for field in spec.fields:
+        places = [(field.offset, field.values * field.bits // 8)]
+        if field.bits != 32:
+            if field.block < 1 or field.values % field.block:
+                return False
+            places.append((field.scale_offset, field.values // field.block * SCALE_BYTES))
+        if field.bits not in (4, 8, 32) or not all(
+            0 <= first <= spec.record_bytes - size for first, size in places
+        ):
+            return False
+    return True
 
 
 def sha256(path: Path, progress: Callable[[int], None] | None = None) -> str:

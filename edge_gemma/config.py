@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,7 +90,9 @@ def read_config(path: Path) -> ModelConfig:
         raise CheckpointError(
             f"{path.parent} has no config.json: expected a Hugging Face checkpoint folder of Gemma 3n"
         ) from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not valid JSON ({error}): download the checkpoint again") from None
     if not isinstance(data, dict):
         raise CheckpointError(f"{path} holds {type(data).__name__}, expected a JSON object")
@@ -113,9 +116,9 @@ def parse_config(data: dict[str, Any], *, where: str = "config") -> ModelConfig:
             vision=_parse_media(data.get("vision_config")),
             audio=_parse_media(data.get("audio_config")),
             token_ids={
-                name: int(data[f"{name}_token_id"])
+                name: _integer(data, f"{name}_token_id", least=0)
                 for name in ("boi", "eoi", "image", "boa", "eoa", "audio")
-                if f"{name}_token_id" in data
+                if data.get(f"{name}_token_id") is not None
             },
         )
     except KeyError as error:
@@ -125,9 +128,9 @@ def parse_config(data: dict[str, Any], *, where: str = "config") -> ModelConfig:
 
 
 def _parse_text(text: dict[str, Any], where: str) -> TextConfig:
-    layers = int(text["num_hidden_layers"])
+    layers = _integer(text, "num_hidden_layers")
     width = text["intermediate_size"]
-    widths = [int(width)] * layers if isinstance(width, int) else [int(w) for w in width]
+    widths = list(width) if isinstance(width, list) else [_integer(text, "intermediate_size")] * layers
     kinds = text.get("layer_types") or [FULL if (i + 1) % 5 == 0 else SLIDING for i in range(layers)]
     sparsity = text.get("activation_sparsity_pattern")
     if sparsity is None:
@@ -142,30 +145,36 @@ def _parse_text(text: dict[str, Any], where: str) -> TextConfig:
     ):
         if len(values) != layers:
             raise ValueError(f"{name} has {len(values)} entries for {layers} layers")
+    if bad := [w for w in widths if type(w) is not int or w < 1]:
+        raise ValueError(f"intermediate_size holds {bad[0]!r}, expected positive whole numbers")
+    if bad := [s for s in sparsity if not isinstance(s, (int, float)) or not 0 <= s < 1]:
+        raise ValueError(f"activation_sparsity_pattern holds {bad[0]!r}, expected numbers from 0 to below 1")
     if unknown := set(kinds) - {SLIDING, FULL}:
         raise ValueError(f"layer_types holds {sorted(unknown)}, expected {SLIDING} or {FULL}")
     config = TextConfig(
-        vocab_size=int(text["vocab_size"]),
-        vocab_size_per_layer_input=int(text["vocab_size_per_layer_input"]),
-        hidden_size=int(text["hidden_size"]),
-        hidden_size_per_layer_input=int(text["hidden_size_per_layer_input"]),
+        vocab_size=_integer(text, "vocab_size"),
+        vocab_size_per_layer_input=_integer(text, "vocab_size_per_layer_input"),
+        hidden_size=_integer(text, "hidden_size"),
+        hidden_size_per_layer_input=_integer(text, "hidden_size_per_layer_input"),
         intermediate_size=tuple(widths),
         num_hidden_layers=layers,
-        num_attention_heads=int(text["num_attention_heads"]),
-        num_key_value_heads=int(text["num_key_value_heads"]),
-        head_dim=int(text["head_dim"]),
+        num_attention_heads=_integer(text, "num_attention_heads"),
+        num_key_value_heads=_integer(text, "num_key_value_heads"),
+        head_dim=_integer(text, "head_dim"),
         layer_types=tuple(kinds),
-        num_kv_shared_layers=int(text["num_kv_shared_layers"]),
-        sliding_window=int(text["sliding_window"]),
+        num_kv_shared_layers=_integer(text, "num_kv_shared_layers", least=0),
+        sliding_window=_integer(text, "sliding_window"),
         activation_sparsity_pattern=tuple(float(s) for s in sparsity),
-        altup_num_inputs=int(text["altup_num_inputs"]),
-        altup_active_idx=int(text["altup_active_idx"]),
+        altup_num_inputs=_integer(text, "altup_num_inputs"),
+        altup_active_idx=_integer(text, "altup_active_idx", least=0),
         altup_correct_scale=bool(text.get("altup_correct_scale", True)),
-        laurel_rank=int(text["laurel_rank"]),
-        rms_norm_eps=float(text["rms_norm_eps"]),
-        final_logit_softcapping=float(text["final_logit_softcapping"]),
+        laurel_rank=_integer(text, "laurel_rank"),
+        rms_norm_eps=_number(text, "rms_norm_eps"),
+        final_logit_softcapping=_number(text, "final_logit_softcapping"),
         rope_theta=_rope_theta(text),
-        max_position_embeddings=int(text.get("max_position_embeddings", 32768)),
+        max_position_embeddings=_integer(
+            {"max_position_embeddings": 32768} | text, "max_position_embeddings"
+        ),
     )
     _check(config, text)
     return config
@@ -174,17 +183,34 @@ def _parse_text(text: dict[str, Any], where: str) -> TextConfig:
 def _rope_theta(text: dict[str, Any]) -> dict[str, float]:
     """Rotary bases, from the nested form of transformers 5 or the flat form of Google's config.json."""
     nested = text.get("rope_parameters") or {}
+    if not isinstance(nested, dict) or set(nested) - {FULL, SLIDING}:
+        raise ValueError(f"rope_parameters are {nested!r}, expected those of {SLIDING} and of {FULL}")
     for kind, parameters in nested.items():
-        if isinstance(parameters, dict) and parameters.get("rope_type", "default") != "default":
-            raise ValueError(
-                f"rope_parameters of {kind} are of type {parameters['rope_type']!r}, expected 'default'"
-            )
+        if not isinstance(parameters, dict) or parameters.get("rope_type", "default") != "default":
+            raise ValueError(f"rope_parameters of {kind} are {parameters!r}, expected rope_type 'default'")
     if text.get("rope_scaling"):
         raise ValueError(f"rope_scaling is {text['rope_scaling']!r}, expected none")
     return {
-        FULL: float(nested.get(FULL, {}).get("rope_theta", text.get("rope_theta", 1_000_000.0))),
-        SLIDING: float(nested.get(SLIDING, {}).get("rope_theta", text.get("rope_local_base_freq", 10_000.0))),
+        kind: _number({"rope_theta": text.get(flat, default)} | nested.get(kind, {}), "rope_theta")
+        for kind, flat, default in (
+            (FULL, "rope_theta", 1_000_000.0),
+            (SLIDING, "rope_local_base_freq", 10_000.0),
+        )
     }
+
+
+def _integer(values: dict[str, Any], name: str, *, least: int = 1) -> int:
+    value = values[name]
+    if type(value) is not int or value < least:
+        raise ValueError(f"{name} is {value!r}, expected a whole number of at least {least}")
+    return value
+
+
+def _number(values: dict[str, Any], name: str) -> float:
+    value = values[name]
+    if type(value) not in (int, float) or not 0 < value < math.inf:
+        raise ValueError(f"{name} is {value!r}, expected a positive number")
+    return float(value)
 
 
 def _check(config: TextConfig, text: dict[str, Any]) -> None:
@@ -193,6 +219,8 @@ def _check(config: TextConfig, text: dict[str, Any]) -> None:
             f"{config.num_attention_heads} attention heads cannot be grouped over "
             f"{config.num_key_value_heads} KV heads"
         )
+    if config.head_dim % 2:
+        raise ValueError(f"head_dim is {config.head_dim}, expected an even number: halves of it rotate")
     if config.altup_active_idx != 0:
         raise ValueError(f"altup_active_idx is {config.altup_active_idx}, expected 0, as in every Gemma 3n")
     if not 0 <= config.num_kv_shared_layers < config.num_hidden_layers:
@@ -214,8 +242,8 @@ def _parse_media(media: dict[str, Any] | None) -> MediaVocabulary | None:
     if not media:
         return None
     return MediaVocabulary(
-        offset=int(media["vocab_offset"]),
-        size=int(media["vocab_size"]),
-        hidden_size=int(media["hidden_size"]),
-        rms_norm_eps=float(media["rms_norm_eps"]),
+        offset=_integer(media, "vocab_offset"),
+        size=_integer(media, "vocab_size"),
+        hidden_size=_integer(media, "hidden_size"),
+        rms_norm_eps=_number(media, "rms_norm_eps"),
     )

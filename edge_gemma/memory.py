@@ -40,7 +40,7 @@ def parse_bytes(text: str) -> int:
     Raises:
         PromptError: not a size.
     """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", text, re.IGNORECASE)
+    match = re.fullmatch(r"\s*(\d{1,15}(?:\.\d+)?)\s*([a-z]*)\s*", text, re.IGNORECASE)
     if not match or match[2].upper() not in UNITS:
         raise PromptError(f"{text!r} is not a size: expected a number and a unit, such as 2GiB or 1500MB")
     return int(float(match[1]) * UNITS[match[2].upper()])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import reprlib
 import types
 import typing
 from typing import Any, TypeVar
@@ -24,7 +25,7 @@ def from_dict(cls: type[T], data: Any, where: str = "") -> T:
     if not isinstance(data, dict):
         raise SchemaError(f"{place} holds {type(data).__name__}, expected an object")
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]  # T is a dataclass
-    if unknown := sorted(set(data) - set(fields)):
+    if unknown := sorted(map(str, set(data) - set(fields))):
         raise SchemaError(f"unknown key {unknown[0]!r} at {place}")
     required = {n for n, f in fields.items() if f.default is dataclasses.MISSING}
     if missing := sorted(required - set(data)):
@@ -38,6 +39,8 @@ def _value(kind: Any, value: Any, where: str) -> Any:
     if kind is Any:
         return value
     if origin in (types.UnionType, typing.Union):
+        if isinstance(value, dict) and (objects := [o for o in arguments if dataclasses.is_dataclass(o)]):
+            return _value(objects[0], value, where)  # its error says which key is wrong
         for option in arguments:
             try:
                 return _value(option, value, where)
@@ -56,4 +59,4 @@ def _value(kind: Any, value: Any, where: str) -> Any:
     elif kind is type(None) and value is None:
         return None
     name = getattr(kind, "__name__", str(kind)) if origin is None else str(kind)
-    raise SchemaError(f"{where} is {value!r}, expected {name}")
+    raise SchemaError(f"{where} is {reprlib.repr(value)}, expected {name}")

@@ -150,8 +150,8 @@ class FolderCheckpoint:
             with _reading(single), safe_open(single, "pt") as file:
                 return dict.fromkeys(file.keys(), single)
         weight_map = _read_json(index).get("weight_map")
-        if not isinstance(weight_map, dict):
-            raise CheckpointError(f"{index} has no weight_map: download the checkpoint again")
+        if not isinstance(weight_map, dict) or not all(isinstance(f, str) for f in weight_map.values()):
+            raise CheckpointError(f"{index} has no weight_map of file names: download the checkpoint again")
         for name in sorted(set(weight_map.values())):
             path = self.folder / name
             if not path.is_file():
@@ -216,7 +216,9 @@ def _read_json(path: Path) -> dict[str, Any]:
         data = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         return {}
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not valid JSON ({error}): download the checkpoint again") from None
     if not isinstance(data, dict):
         raise CheckpointError(f"{path} holds {type(data).__name__}, expected a JSON object")
@@ -227,7 +229,7 @@ def _download(repo: str, revision: str | None, token: str | None) -> Path:
     """Fetch a hub repository, or find it in the cache."""
     try:
         from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+        from huggingface_hub.errors import LocalEntryNotFoundError
     except ImportError:
         raise DependencyError("huggingface_hub is missing: pip install 'edge-gemma[export]'") from None
     try:
@@ -236,7 +238,7 @@ def _download(repo: str, revision: str | None, token: str | None) -> Path:
         raise CheckpointError(
             f"no folder {repo!r} exists and the hub cannot be reached: check the path, or the connection"
         ) from None
-    except (HfHubHTTPError, OSError, ValueError) as error:
+    except Exception as error:  # the hub's own, those of its HTTP library, and OSError
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(
             f"no folder {repo!r} exists and the hub gave nothing: {reason} "

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -13,7 +15,7 @@ from edge_gemma.console import print_table, show_progress
 from edge_gemma.errors import EdgeGemmaError
 from edge_gemma.export.checkpoint import open_checkpoint
 from edge_gemma.export.pipeline import export
-from edge_gemma.export.recipes import find_recipe
+from edge_gemma.export.recipes import KV_DTYPES, find_recipe
 from edge_gemma.export.verify import PROMPTS, verify
 from edge_gemma.memory import format_bytes, peak_resident_bytes
 
@@ -33,6 +35,11 @@ class VerificationError(EdgeGemmaError):
 @click.option(
     "--recipe", default="int4", show_default=True, help="fp32, int8, int4, or a recipe's .yaml file."
 )
+@click.option(
+    "--global-kv",
+    type=click.Choice(KV_DTYPES["global"]),
+    help="KV cache of the full-attention layers. [as the recipe says]",
+)
 @click.option("--revision", help="Branch, tag or commit of a hub id.")
 @click.option("--token", envvar="HF_TOKEN", help="Hub token, for gated models. [env: HF_TOKEN]")
 @click.option("--overwrite", is_flag=True, help="Replace an artifact that is already there.")
@@ -41,6 +48,7 @@ def export_command(
     source: str,
     output: Path,
     recipe: str,
+    global_kv: str | None,
     revision: str | None,
     token: str | None,
     overwrite: bool,
@@ -50,6 +58,8 @@ def export_command(
     synthetic:E2B, synthetic:E4B, synthetic:tiny (random weights of that shape)."""
     began = time.perf_counter()
     chosen = find_recipe(recipe)
+    if global_kv:
+        chosen = replace(chosen, kv_cache=chosen.kv_cache | {"global": global_kv})
     checkpoint = open_checkpoint(source, revision=revision, token=token)
     with show_progress() as progress:
         manifest = export(checkpoint, chosen, output, overwrite=overwrite, progress=progress)
@@ -99,9 +109,8 @@ def verify_command(
             artifact, checkpoint, prompts=prompts or PROMPTS, new_tokens=new_tokens, progress=progress
         )
     if as_json:
-        click.echo(
-            json.dumps({"artifact": str(artifact), "against": against, "recipe": recipe} | report.to_dict())
-        )
+        measures = {k: v if math.isfinite(v) else None for k, v in report.to_dict().items()}
+        click.echo(json.dumps({"artifact": str(artifact), "against": against, "recipe": recipe} | measures))
     else:
         rows = [
             ("positions compared", str(report.positions)),

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from edge_gemma.artifact import EmbeddingSpec, RowField
+from edge_gemma.artifact import SCALE_BYTES, EmbeddingSpec, RowField
 from edge_gemma.config import MediaVocabulary
 from edge_gemma.errors import RecipeError
 from edge_gemma.export.checkpoint import Checkpoint
@@ -24,7 +24,6 @@ from edge_gemma.export.recipes import Recipe, RowFormat
 from edge_gemma.progress import Progress
 
 CHUNK = 1024  # ids quantized and written together: 40 MB of float32 for E4B
-SCALE_BYTES = 2  # float16
 
 
 def embedding_layout(checkpoint: Checkpoint, recipe: Recipe, file: str) -> EmbeddingSpec:

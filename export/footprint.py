@@ -64,8 +64,7 @@ def _decoder_tensors(c: TextConfig, recipe: Recipe) -> list[tuple[tuple[int, ...
     """Shape and format of every tensor in the graph; the head in its shards."""
     found: list[tuple[tuple[int, ...], MatrixFormat | None]] = []
     for name, shape in text_shapes(c).items():
-        layer = re.match(r"layers\.(\d+)\.self_attn\.[kv]_", name)
-        if name.startswith("embed_tokens_per_layer.") or (layer and int(layer[1]) >= c.first_shared_layer):
+        if name.startswith("embed_tokens_per_layer.") or not is_read(c, name):
             continue
         kind = next((kind for pattern, kind in KINDS if re.match(pattern, name)), None)
         fmt = recipe.matrices[kind] if kind else None
@@ -75,6 +74,12 @@ def _decoder_tensors(c: TextConfig, recipe: Recipe) -> list[tuple[tuple[int, ...
         else:
             found.append((shape, fmt))
     return found
+
+
+def is_read(config: TextConfig, name: str) -> bool:
+    """Whether the export reads a tensor: the K and V of a layer that shares another's are never used."""
+    layer = re.match(r"layers\.(\d+)\.self_attn\.[kv]_", name)
+    return not layer or int(layer[1]) < config.first_shared_layer
 
 
 def _stored(shape: tuple[int, ...], fmt: MatrixFormat | None) -> int:

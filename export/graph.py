@@ -112,8 +112,10 @@ class Graph:
         key = str((array.dtype, array.shape)).encode() + array.tobytes()
         if key not in self._constants:
             scope, self._scope = self._scope, []
-            self._constants[key] = self.weight("constant", array)
-            self._scope = scope
+            try:
+                self._constants[key] = self.weight("constant", array)
+            finally:
+                self._scope = scope
         return self._constants[key]
 
     def save(self) -> None:

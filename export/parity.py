@@ -2,11 +2,13 @@
 
 Relative error at a position is max |ours - reference| / max |reference|. Greedy tokens agree where the two
 take the same token, or where the reference's two best logits lie closer than NEAR_TIE and ours is one of
-them. The same definitions serve `edge-gemma verify` and every parity test.
+them. Logits that hold NaN or infinity agree in nothing: their errors are infinite. The same definitions
+serve `edge-gemma verify` and every parity test.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -32,6 +34,19 @@ class ParityReport:
 
     def to_dict(self) -> dict[str, float]:
         return asdict(self)
+
+
+NOT_FINITE = ParityReport(
+    positions=1,
+    argmax_agreement=0.0,
+    near_ties=0,
+    max_absolute_error=math.inf,
+    max_relative_error=math.inf,
+    mean_relative_error=math.inf,
+    kl_divergence=math.inf,
+    snr_db=-math.inf,
+    top10_overlap=0.0,
+)
 
 
 def compare(ours: NDArray[np.float32], reference: NDArray[np.float32]) -> ParityReport:
@@ -74,6 +89,8 @@ def agrees(token: int, reference: NDArray[np.float32]) -> tuple[bool, bool]:
 
 
 def _position(ours: NDArray[np.float32], reference: NDArray[np.float32]) -> ParityReport:
+    if not np.isfinite(ours).all():
+        return NOT_FINITE
     error = np.abs(ours - reference)
     relative = float(error.max() / np.abs(reference).max())
     agreed, tied = agrees(int(ours.argmax()), reference)

@@ -31,16 +31,17 @@ from edge_gemma.errors import CheckpointError, ExportError
 from edge_gemma.export.checkpoint import Checkpoint
 from edge_gemma.export.decoder import HEAD_SHARD_ROWS, DecoderBuilder
 from edge_gemma.export.embeddings import embedding_layout, write_embeddings
-from edge_gemma.export.footprint import decoder_bytes, memory_spec
+from edge_gemma.export.footprint import decoder_bytes, is_read, memory_spec
 from edge_gemma.export.graph import Graph
 from edge_gemma.export.recipes import Recipe
+from edge_gemma.export.synthetic import text_shapes
 from edge_gemma.memory import ESTIMATE_CONTEXTS, estimate, format_bytes
 from edge_gemma.progress import Progress, Silent
 
 # The oldest onnxruntime whose CPU provider has every operator of the graph: GroupQueryAttention with a
 # shared KV, HyperConnectionPostMix.
 MINIMUM_ONNXRUNTIME = "1.32"
-PARTIAL = re.compile(r"\.(?P<name>.+)\.partial-(?P<pid>\d+)")
+PARTIAL = re.compile(r"\.(?P<name>.+)\.partial-(?P<pid>\d{1,9})(?P<old>\.old)?")
 STOP_TOKENS = ("<eos>", "<end_of_turn>")
 
 
@@ -60,11 +61,12 @@ def export(
         RecipeError: the recipe does not fit the model's shape.
     """
     progress = progress or Silent()
+    _check_shapes(checkpoint)
     _check_space(checkpoint, recipe, target)
     with staging(target, overwrite=overwrite) as folder:
+        tokens = _write_tokenizer(checkpoint, folder)
         decoder = _write_decoder(checkpoint, recipe, folder, progress)
         embeddings = write_embeddings(checkpoint, recipe, folder / EMBEDDINGS, progress)
-        tokens = _write_tokenizer(checkpoint, folder)
         memory = memory_spec(checkpoint.config.text, recipe, (folder / TOKENIZER).stat().st_size)
         manifest = Manifest(
             format_version=FORMAT_VERSION,
@@ -103,9 +105,10 @@ def count_parameters(checkpoint: Checkpoint) -> ParameterSpec:
 def staging(target: Path, *, overwrite: bool) -> Iterator[Path]:
     """A temporary folder beside `target` that becomes `target` if the block ends without an error."""
     target = Path(os.path.abspath(target))
-    if target.exists() and not overwrite and (not target.is_dir() or any(target.iterdir())):
+    occupied = target.exists() and (not target.is_dir() or any(target.iterdir()))
+    if occupied and not overwrite:
         raise ExportError(f"{target} exists: choose another folder, or pass --overwrite to replace it")
-    if overwrite and target.exists() and not (target / "manifest.json").is_file() and any(target.iterdir()):
+    if occupied and not (target / "manifest.json").is_file():
         raise ExportError(f"{target} is not an artifact: it is not overwritten, choose another folder")
     folder = target.with_name(f".{target.name}.partial-{os.getpid()}")
     try:
@@ -128,21 +131,32 @@ def staging(target: Path, *, overwrite: bool) -> Iterator[Path]:
 def _publish(folder: Path, target: Path) -> None:
     """Rename the finished folder into place; a previous artifact is replaced, never mixed with."""
     old = folder.with_name(folder.name + ".old")
-    if target.exists():
-        target.rename(old)
-    folder.rename(target)
+    try:
+        if target.exists():
+            target.rename(old)
+        folder.rename(target)
+    except BaseException:
+        if old.exists() and not target.exists():
+            old.rename(target)
+        raise
     shutil.rmtree(old, ignore_errors=True)
 
 
 def _remove_stale(target: Path) -> None:
     """Remove what an export of the same target left behind when it was killed."""
-    for path in target.parent.glob(f".{target.name}.partial-*"):
+    for path in target.parent.iterdir():
         match = PARTIAL.fullmatch(path.name)
-        if match and match["name"] == target.name and not _alive(int(match["pid"])):
+        if not match or match["name"] != target.name or _alive(int(match["pid"])):
+            continue
+        if match["old"] and not target.exists():  # killed between the two renames of _publish
+            path.rename(target)
+        else:
             shutil.rmtree(path, ignore_errors=True)
 
 
 def _alive(pid: int) -> bool:
+    if pid == os.getpid():  # in a container every run has the same pid
+        return False
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -150,6 +164,21 @@ def _alive(pid: int) -> bool:
     except PermissionError:
         return True
     return True
+
+
+def _check_shapes(checkpoint: Checkpoint) -> None:
+    """Refuse before the work a checkpoint whose weights are not those that its config.json describes."""
+    config = checkpoint.config.text
+    found = checkpoint.text_shapes()
+    for name, shape in text_shapes(config).items():
+        if not is_read(config, name) or found.get(name) == shape:
+            continue
+        if name not in found:
+            raise CheckpointError(f"{checkpoint.name} has no tensor {name}: download the checkpoint again")
+        raise CheckpointError(
+            f"{checkpoint.name} has {name} of shape {list(found[name])}, its config.json expects "
+            f"{list(shape)}: download the checkpoint again"
+        )
 
 
 def _check_space(checkpoint: Checkpoint, recipe: Recipe, target: Path) -> None:
@@ -194,16 +223,27 @@ def _write_tokenizer(checkpoint: Checkpoint, folder: Path) -> TokenSpec:
     if stop is None:
         found = [tokenizer.token_to_id(t) for t in STOP_TOKENS]
         stop = [i for i in found if i is not None]
-    bos = generation.get("bos_token_id", tokenizer.token_to_id("<bos>"))
-    pad = generation.get("pad_token_id", tokenizer.token_to_id("<pad>"))
+    stop = stop if isinstance(stop, list) else [stop]
+    bos = generation.get("bos_token_id")
+    if bos is None:
+        bos = tokenizer.token_to_id("<bos>")
+    pad = generation.get("pad_token_id")
+    if pad is None:
+        pad = tokenizer.token_to_id("<pad>")
     if bos is None:
         raise CheckpointError(
             f"the tokenizer of {checkpoint.name} has no <bos>: expected Gemma 3n's tokenizer"
         )
+    pad = 0 if pad is None else pad
+    if not all(type(i) is int for i in (bos, pad, *stop)):
+        raise CheckpointError(
+            f"the generation_config.json of {checkpoint.name} has bos {bos!r}, pad {pad!r} and eos {stop!r}: "
+            "expected token ids"
+        )
     return TokenSpec(
-        bos=int(bos),
-        pad=int(pad or 0),
-        stop=tuple(int(i) for i in (stop if isinstance(stop, list) else [stop])),
+        bos=bos,
+        pad=pad,
+        stop=tuple(stop),
         media=checkpoint.config.token_ids,
     )
 

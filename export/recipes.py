@@ -54,6 +54,8 @@ def load_recipes(path: Path = BUILT_IN) -> dict[str, Recipe]:
         raise RecipeError(
             f"{path} does not exist: expected a recipe file, see docs/quantization.md"
         ) from None
+    except OSError as error:
+        raise RecipeError(f"{path} cannot be read: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(data, dict):
@@ -63,9 +65,9 @@ def load_recipes(path: Path = BUILT_IN) -> dict[str, Recipe]:
         try:
             if not isinstance(fields, dict):
                 raise SchemaError(f"holds {type(fields).__name__}, expected a mapping")
-            recipes[str(name)] = from_dict(Recipe, {"name": str(name), **fields})
+            recipes[str(name)] = from_dict(Recipe, {**fields, "name": str(name)})
             _check(recipes[str(name)])
-        except (SchemaError, ValueError) as error:
+        except (SchemaError, RecipeError, ValueError) as error:
             raise RecipeError(f"recipe {name!r} in {path}: {error}") from None
     return recipes
 

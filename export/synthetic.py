@@ -17,6 +17,7 @@ from edge_gemma.config import ModelConfig, TextConfig, parse_config
 from edge_gemma.errors import CheckpointError
 
 ROW_CHUNK = 1024  # rows drawn from one generator, so that any range of rows can be made alone
+COEFFICIENT_DEVIATION = 0.02  # of AltUp's coefficients: larger ones let the streams grow without bound
 BASE: dict[str, Any] = {
     "model_type": "gemma3n_text",
     "vocab_size": 262_400,
@@ -65,7 +66,7 @@ TEMPLATE = (
 
 
 class SyntheticCheckpoint:
-    """Random weights: matrices of standard deviation 1/sqrt(inputs), norms near 1."""
+    """Random weights: matrices of standard deviation 1/sqrt(inputs), norms near 1, small coefficients."""
 
     revision: str | None = None
 
@@ -102,7 +103,7 @@ class SyntheticCheckpoint:
             drawn = self._generator(name, chunk).standard_normal((end - start, columns), dtype=np.float32)
             low = max(first, start)
             out[low - first : end - first] = drawn[low - start :]
-        out *= columns**-0.5
+        out *= COEFFICIENT_DEVIATION if name.endswith("coefs.weight") else columns**-0.5
         return torch.from_numpy(out)
 
     def has(self, name: str) -> bool:

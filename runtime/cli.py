@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterator
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,7 +13,7 @@ import click
 
 from edge_gemma import artifact as artifacts
 from edge_gemma.console import print_table, show_progress
-from edge_gemma.errors import PromptError
+from edge_gemma.errors import ContextLimitError, PromptError
 from edge_gemma.memory import DEFAULT_CHUNK, estimate, format_bytes
 from edge_gemma.runtime.engine import Model, Piece, Prompt, load
 from edge_gemma.runtime.sampling import SamplingOptions
@@ -20,7 +21,6 @@ from edge_gemma.runtime.statistics import Statistics
 
 F = TypeVar("F", bound=Callable[..., Any])
 DEFAULTS = SamplingOptions()
-CANCELLED = 130
 
 
 def generation_options(command: F) -> F:
@@ -123,6 +123,8 @@ def chat_command(
                 continue
             try:
                 history = _turn(model, system, history, line, stats, generation)
+            except ContextLimitError as error:
+                click.echo(f"error: {error}; /new starts afresh", err=True)
             except PromptError as error:
                 click.echo(f"error: {error}", err=True)
     return 0
@@ -196,7 +198,12 @@ def _turn(
 
 
 def _lines() -> Iterator[str]:
-    """Lines the user types (with editing and history where readline exists), or those piped in."""
+    """Lines the user types (with editing and history where readline exists), or those piped in.
+
+    Bytes that are no text come as lone surrogates, so that the line is refused and the chat goes on.
+    """
+    if isinstance(sys.stdin, TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")
     if not sys.stdin.isatty():
         for line in sys.stdin:
             if line.strip():

@@ -74,5 +74,7 @@ def _processor() -> tuple[str, set[str]]:
     except OSError:
         return platform.processor() or "unknown", set()
     facts = {key.strip().lower(): value.strip() for key, value in pairs}
-    model = facts.get("model name") or facts.get("hardware") or platform.processor() or "unknown"
+    # "model" is a number on x86, which has a "model name", and the board on a Raspberry Pi, which has none
+    named = (facts.get(key) for key in ("model name", "model", "hardware"))
+    model = next(filter(None, named), platform.processor() or "unknown")
     return model, set((facts.get("flags") or facts.get("features") or "").split())

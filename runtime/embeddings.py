@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_gemma.artifact import EmbeddingSpec, RowField
-from edge_gemma.errors import ArtifactError, PromptError
+from edge_gemma.errors import ArtifactError, EdgeGemmaError, PromptError
 
 CACHE_BYTES = 8 << 20
 
@@ -53,7 +53,10 @@ class EmbeddingStore:
         Raises:
             PromptError: an id is outside the vocabulary.
             ArtifactError: the file ends before a record.
+            EdgeGemmaError: the store is closed.
         """
+        if self._file < 0:
+            raise EdgeGemmaError(f"{self._path} was closed: load the artifact again")
         spec = self._spec
         joined = b"".join(self._record(i) for i in ids)
         records = np.frombuffer(joined, np.uint8).reshape(len(ids), spec.record_bytes)
@@ -87,7 +90,9 @@ class EmbeddingStore:
             os.lseek(self._file, offset, os.SEEK_SET)
             record = os.read(self._file, size)
         if len(record) != size:
-            raise ArtifactError(f"{self._path} ends at a record: copy or export the artifact again")
+            raise ArtifactError(
+                f"{self._path} ends inside the record at byte {offset:,}: copy or export the artifact again"
+            )
         return record
 
 

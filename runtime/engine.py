@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from numbers import Integral
 from pathlib import Path
 from threading import Event, Lock
 from types import TracebackType
@@ -11,7 +12,7 @@ from typing import Any
 
 from edge_gemma import artifact as artifacts
 from edge_gemma.artifact import Manifest
-from edge_gemma.errors import ContextLimitError, EdgeGemmaError, PromptError
+from edge_gemma.errors import ArtifactError, ContextLimitError, EdgeGemmaError, PromptError
 from edge_gemma.memory import DEFAULT_CHUNK, peak_resident_bytes, release_free_memory
 from edge_gemma.runtime.chat import ChatTemplate
 from edge_gemma.runtime.embeddings import EmbeddingStore
@@ -23,6 +24,7 @@ from edge_gemma.runtime.stopping import StopStrings
 from edge_gemma.runtime.tokenizer import Tokenizer
 
 DEFAULT_CONTEXT = 4096
+SAMPLING = tuple(field.name for field in fields(SamplingOptions))
 
 Prompt = str | Sequence[Mapping[str, Any]]
 
@@ -64,23 +66,23 @@ def load(
 
     Raises:
         ArtifactError: the artifact is missing, damaged, or needs a newer onnxruntime.
-        PromptError: context or chunk are out of range.
+        PromptError: context, chunk or threads are out of range.
     """
     artifact = artifacts.read(path)
     limit = artifact.manifest.max_context
     context = min(DEFAULT_CONTEXT, limit) if context is None else context
-    if not 1 <= context <= limit:
-        raise PromptError(f"a context of {context} tokens was asked for: this model takes 1 to {limit}")
-    if chunk < 1:
-        raise PromptError(f"a chunk of {chunk} tokens was asked for: expected at least 1")
-    if threads is not None and threads < 1:
-        raise PromptError(f"{threads} threads were asked for: expected at least 1")
+    _check_count("context", context)
+    _check_count("chunk", chunk)
+    if threads is not None:
+        _check_count("threads", threads)
+    if context > limit:
+        raise PromptError(f"context is {context}: expected at most the {limit} tokens of this model")
     if verify:
         artifact.verify()
     # The tokenizer first: parsing it needs five times what it keeps, before the weights are there.
     tokenizer = Tokenizer.from_file(artifact.path(artifact.manifest.tokenizer))
     release_free_memory()
-    template = ChatTemplate.from_source(artifact.path(artifact.manifest.chat_template).read_text("utf-8"))
+    template = ChatTemplate.from_source(_read_text(artifact.path(artifact.manifest.chat_template)))
     decoder = Decoder(artifact, threads=threads)
     release_free_memory()
     store = EmbeddingStore(artifact.path(artifact.manifest.embeddings.file), artifact.manifest.embeddings)
@@ -91,6 +93,21 @@ def load(
         store,
         Generator(decoder, store, context=context, chunk=chunk),
     )
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise ArtifactError(
+            f"{path} is not UTF-8 text ({error.reason} at byte {error.start}): "
+            "copy or export the artifact again"
+        ) from None
+
+
+def _check_count(name: str, value: object) -> None:
+    if not isinstance(value, Integral) or isinstance(value, bool) or int(value) < 1:
+        raise PromptError(f"{name} is {value!r}: expected a whole number of at least 1")
 
 
 class Model:
@@ -153,10 +170,11 @@ class Model:
             PromptError: the prompt or an option cannot be used.
             ContextLimitError: the prompt leaves no room for an answer.
         """
-        try:
-            options = SamplingOptions(**sampling)
-        except TypeError as error:
-            raise PromptError(f"{error}: expected the fields of SamplingOptions") from None
+        if unknown := sorted(sampling.keys() - SAMPLING):
+            raise PromptError(f"{unknown[0]!r} is not an option: expected one of {', '.join(SAMPLING)}")
+        if max_new_tokens is not None:
+            _check_count("max_new_tokens", max_new_tokens)
+        options = SamplingOptions(**sampling)
         stops = StopStrings(stop)
         ids = self.encode(prompt)
         generator = self._open()
@@ -166,8 +184,6 @@ class Model:
                 f"the prompt has {len(ids)} tokens and the context {generator.context}: shorten the prompt, "
                 f"or load with a larger context (this model takes up to {self.manifest.max_context})"
             )
-        if max_new_tokens is not None and max_new_tokens < 1:
-            raise PromptError(f"max_new_tokens is {max_new_tokens}: expected at least 1")
         limit = min(room, max_new_tokens or room)
         return self._pieces(generator, ids, options, stops, limit, cancel)
 

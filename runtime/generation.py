@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from threading import Event
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edge_gemma.artifact import DecoderSpec
-from edge_gemma.runtime.embeddings import EmbeddingStore
+from edge_gemma.runtime.embeddings import EmbeddingStore, RowCounters
 from edge_gemma.runtime.kv_cache import KvCache
 from edge_gemma.runtime.sampling import Sampler
 from edge_gemma.runtime.session import Decoder
@@ -48,12 +49,12 @@ class Generator:
         """
         began = time.perf_counter()
         history = list(prompt)
-        counters = self._store.counters
-        before = (counters.rows, counters.rows_read, counters.bytes_read)
+        before = replace(self._store.counters)
         reused = self._reuse(history)
         statistics.prompt_tokens, statistics.reused_tokens = len(history), reused
         logits = self._prefill(history[reused:], cancel)
         statistics.prefill_seconds = time.perf_counter() - began
+        self._count_rows(statistics, before)
         decoding = time.perf_counter()
         while logits is not None:
             token = sampler(logits, history)
@@ -64,18 +65,19 @@ class Generator:
                 statistics.time_to_first_token = now - began
                 decoding = now
             statistics.decode_seconds = now - decoding
-            statistics.rows = counters.rows - before[0]
-            statistics.rows_read = counters.rows_read - before[1]
-            statistics.bytes_read = counters.bytes_read - before[2]
             yield token
             if statistics.generated_tokens >= max_new_tokens or (cancel and cancel.is_set()):
                 return
             logits = self._feed([token])
+            self._count_rows(statistics, before)
 
     def _reuse(self, prompt: list[int]) -> int:
-        """How many tokens of the prompt the cache already holds; an unrelated cache is emptied."""
+        """How many tokens of the prompt the cache already holds; an unrelated cache is emptied.
+
+        So is one with more tokens than `_ids` says: an error or Ctrl-C came before their rows were written.
+        """
         held = len(self._ids)
-        if held < len(prompt) and prompt[:held] == self._ids:
+        if held == self._cache.length and held < len(prompt) and prompt[:held] == self._ids:
             return held
         self._cache.reset()
         self._ids = []
@@ -93,12 +95,12 @@ class Generator:
     def _feed(self, ids: list[int]) -> NDArray[np.float32]:
         """Append tokens and return the last one's logits, float32 [V]."""
         embeds, per_layer = self._store.rows(ids)
-        try:
-            logits = self._decoder.forward(embeds, per_layer, self._cache)
-        except BaseException:
-            # rows may be counted that were never written: the cache is no longer what _ids says
-            self._cache.reset()
-            self._ids = []
-            raise
+        logits = self._decoder.forward(embeds, per_layer, self._cache)
         self._ids += ids
         return np.asarray(logits[-1])
+
+    def _count_rows(self, statistics: Statistics, before: RowCounters) -> None:
+        counters = self._store.counters
+        statistics.rows = counters.rows - before.rows
+        statistics.rows_read = counters.rows_read - before.rows_read
+        statistics.bytes_read = counters.bytes_read - before.bytes_read

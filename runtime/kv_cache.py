@@ -40,20 +40,25 @@ class KvCache:
 
     def reset(self) -> None:
         """Forget the conversation; the buffers stay."""
-        self.length = 0
         self._rows = {"global": 0, "sliding": 0}
+        self.length = 0
 
     def extend(self, tokens: int) -> dict[str, int]:
-        """Make room for `tokens` new ones and return the rows in use after them, by kind."""
-        if self._rows["sliding"] + tokens > self.capacity["sliding"]:
+        """Make room for `tokens` new ones and return the rows in use after them, by kind.
+
+        Raises ValueError, and changes nothing, if they are more than a chunk or than the context has left.
+        """
+        sliding = self.capacity["sliding"]
+        if tokens > sliding - self._kept or self.length + tokens > self.capacity["global"]:
+            raise ValueError(
+                f"{tokens} tokens after {self.length} do not fit buffers of {self.capacity} rows"
+            )
+        # First of all: whoever is interrupted from here on can tell by the length that rows are missing.
+        self.length += tokens
+        if self._rows["sliding"] + tokens > sliding:
             self._slide()
         for kind in self._rows:
             self._rows[kind] += tokens
-            if self._rows[kind] > self.capacity[kind]:
-                raise ValueError(
-                    f"{tokens} tokens do not fit the {kind} buffers of {self.capacity[kind]} rows"
-                )
-        self.length += tokens
         return dict(self._rows)
 
     def _slide(self) -> None:

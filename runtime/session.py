@@ -108,8 +108,13 @@ def _open(path: Path, threads: int) -> ort.InferenceSession:
 
 
 def _check_version(minimum: str) -> None:
-    found = tuple(int(part) for part in ort.__version__.split(".")[:2])
-    if found < tuple(int(part) for part in minimum.split(".")[:2]):
+    try:
+        needed = tuple(int(part) for part in minimum.split(".")[:2])
+    except ValueError:
+        raise ArtifactError(
+            f"the manifest asks for onnxruntime {minimum!r}: expected a version; export the artifact again"
+        ) from None
+    if tuple(int(part) for part in ort.__version__.split(".")[:2]) < needed:
         raise ArtifactError(
             f"onnxruntime {ort.__version__} is too old for this artifact, which needs {minimum}: "
             f"pip install 'onnxruntime>={minimum}'"

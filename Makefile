@@ -1,0 +1,45 @@
+# make demo   install, export the demo checkpoint, answer with it
+# make test   install, lint, check types, run all tests (what CI runs)
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+DEMO := artifacts/demo
+
+.PHONY: install demo test lint types fast trueshape eval clean
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -m venv $(VENV) || { echo "no virtual environment could be made: apt-get install python3-venv"; exit 1; }
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[export,dev]'
+	@touch $@
+
+demo: install
+	$(BIN)/edge-gemma export demo/checkpoint -o $(DEMO) --overwrite
+	@for prompt in "What is 17 + 25?" "Turn on the kitchen light."; do \
+	  printf '\n> %s\n' "$$prompt"; \
+	  $(BIN)/edge-gemma run $(DEMO) "$$prompt" --temperature 0 --stats || exit 1; \
+	done
+
+test: lint types fast trueshape
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: install
+	$(BIN)/mypy
+
+fast: install
+	$(BIN)/pytest -q -m "not trueshape"
+
+# random weights at E2B's true shape: about 4 GB of disk, 2 GiB of memory, ten minutes
+trueshape: install
+	$(BIN)/pytest -q -m trueshape
+
+# the demo checkpoint's held-out tasks, transformers beside every recipe
+eval: install
+	$(BIN)/python -m benchmarks.demo_accuracy
+
+clean:
+	rm -rf $(VENV) artifacts build *.egg-info

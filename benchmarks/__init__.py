@@ -1,0 +1,1 @@
+"""Measurements. Each prints machine, versions and command, a table, and one line of JSON at the end."""

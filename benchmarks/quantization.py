@@ -1,0 +1,114 @@
+"""Loss by recipe, block size and bits, on the demo checkpoint: the table behind the default recipe.
+
+    python -m benchmarks.quantization [--items 100]
+
+Logits are compared with the fp32 artifact's, over prompt and right answer of held-out questions; accuracy
+is that of greedy answers. The last column is what the weights of E2B take in memory under the same recipe.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import click
+
+from benchmarks.demo_accuracy import answer_all, export_demo
+from benchmarks.report import print_report
+from demo.data import TASKS, held_out
+from edge_gemma import artifact as artifacts
+from edge_gemma.config import parse_config
+from edge_gemma.export.footprint import memory_spec
+from edge_gemma.export.parity import combine, compare
+from edge_gemma.export.quantize import MatrixFormat
+from edge_gemma.export.recipes import Recipe, RowFormat, load_recipes
+from edge_gemma.export.synthetic import CONFIGS
+from edge_gemma.export.verify import forced_logits
+from edge_gemma.memory import format_bytes
+from edge_gemma.runtime.chat import ChatTemplate
+from edge_gemma.runtime.embeddings import EmbeddingStore
+from edge_gemma.runtime.session import Decoder
+from edge_gemma.runtime.tokenizer import Tokenizer
+
+LARGE = ("attention", "mlp", "head")
+
+
+def variants() -> Iterator[Recipe]:
+    """The built-in recipes, then int4 with one thing changed at a time."""
+    built_in = load_recipes()
+    yield from built_in.values()
+    int4 = built_in["int4"]
+    for zero_points in (False, True):
+        for block in (32, 64, 128):
+            fmt = MatrixFormat(bits=4, block=block, zero_points=zero_points)
+            name = f"large matrices: block {block}, {'fitted' if zero_points else 'middle'} zero points"
+            yield replace(int4, name=name, matrices=int4.matrices | dict.fromkeys(LARGE, fmt))
+    eight = MatrixFormat(bits=8, block=128, zero_points=False)
+    for kind in LARGE:
+        yield replace(int4, name=f"{kind} at 8 bits", matrices=int4.matrices | {kind: eight})
+    four = MatrixFormat(bits=4, block=128, zero_points=True)
+    for kind in ("altup", "laurel", "per_layer_input"):
+        yield replace(int4, name=f"{kind} at 4 bits", matrices=int4.matrices | {kind: four})
+    for kind in ("embedding", "per_layer"):
+        for bits in (4, 8):
+            fmt_rows = RowFormat(bits=bits, block=32)
+            if int4.rows[kind] != fmt_rows:
+                yield replace(int4, name=f"{kind} rows at {bits} bits", rows=int4.rows | {kind: fmt_rows})
+    yield replace(int4, name="float32 activations", accuracy_level=1)
+    yield replace(int4, name="int8 global KV", kv_cache=int4.kv_cache | {"global": "int8"})
+
+
+@click.command()
+@click.option("--items", default=100, show_default=True, help="Held-out questions per task.")
+def main(items: int) -> None:
+    """Loss of each variant against fp32 on the demo checkpoint."""
+    questions = [item for task in TASKS for item in held_out(task, items)]
+    e2b = parse_config(CONFIGS["E2B"]).text
+    rows, data = [], []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        reference = _logits(export_demo(load_recipes()["fp32"], folder / "reference"), questions)
+        for number, recipe in enumerate(variants()):
+            artifact = export_demo(recipe, folder / str(number))
+            report = combine(
+                [compare(o, r) for o, r in zip(_logits(artifact, questions), reference, strict=True)]
+            )
+            right = answer_all(artifact, questions)
+            size = memory_spec(e2b, recipe, 0).weights
+            accuracy = sum(right) / len(right)
+            rows.append(
+                (
+                    recipe.name,
+                    f"{report.kl_divergence:.2e}",
+                    f"{report.snr_db:.1f}",
+                    f"{report.argmax_agreement:.2%}",
+                    f"{accuracy:.1%}",
+                    format_bytes(size),
+                )
+            )
+            data.append({"recipe": recipe.name, "accuracy": accuracy, "e2b_weights": size} | report.to_dict())
+    header = ("recipe", "KL (nats)", "SNR (dB)", "argmax equal", "answers right", "E2B weights")
+    print_report("benchmarks.quantization", header, rows, data)
+
+
+def _logits(artifact: Path, questions: list) -> list:
+    """Logits over prompt and right answer of each question, float32 [S, V] each."""
+    opened = artifacts.read(artifact)
+    manifest = opened.manifest
+    tokenizer = Tokenizer.from_file(opened.path(manifest.tokenizer))
+    template = ChatTemplate.from_source(opened.path(manifest.chat_template).read_text("utf-8"))
+    decoder = Decoder(opened)
+    store = EmbeddingStore(opened.path(manifest.embeddings.file), manifest.embeddings)
+    outputs = []
+    for item in questions:
+        prompt = tokenizer.encode(template.render(list(item.messages)))
+        answer = [*tokenizer.encode(item.answer), manifest.tokens.stop[-1]]
+        outputs.append(forced_logits(decoder, store, prompt, answer, chunk=128))
+    store.close()
+    return outputs
+
+
+if __name__ == "__main__":
+    main()

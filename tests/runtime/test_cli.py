@@ -1,0 +1,316 @@
+"""run, chat, inspect and doctor: what is printed where, exit statuses, interruptions."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pty
+import re
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import edge_gemma
+from edge_gemma.cli import run
+from edge_gemma.runtime import doctor
+
+# The parent of the tests may ignore SIGINT, as shells make background jobs do.
+START = (
+    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); import edge_gemma.cli as c; "
+)
+COMMAND = [sys.executable, "-c", START + "c.main()"]
+GREEDY = ("--temperature", "0", "--threads", "1", "--context", "256", "--max-new-tokens", "20")
+LONG = "word " * 300
+PATIENCE = 60  # seconds that a child may take
+
+
+@pytest.fixture
+def stdin(monkeypatch: pytest.MonkeyPatch) -> Callable[[bytes], None]:
+    def pipe(data: bytes) -> None:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data), "utf-8"))
+
+    return pipe
+
+
+@pytest.fixture(scope="module")
+def answer(tiny_artifact: Path) -> str:
+    """To the prompt "hello", with GREEDY."""
+    with edge_gemma.load(tiny_artifact, context=256, threads=1) as model:
+        return model.generate("hello", temperature=0, max_new_tokens=20).text
+
+
+def spawn(*arguments: str, **options: Any) -> subprocess.Popen[bytes]:
+    environment = os.environ | {"TERM": "dumb"} | options.pop("env", {})
+    return subprocess.Popen([*COMMAND, *arguments], env=environment, **options)
+
+
+def only_line(text: str) -> str:
+    assert text.endswith("\n") and text.count("\n") == 1, text
+    return text
+
+
+def test_run_answers(tiny_artifact: Path, answer: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["run", str(tiny_artifact), "hello", *GREEDY]) == 0
+    assert capsys.readouterr() == (answer + "\n", "")
+
+
+@pytest.mark.parametrize("argument", [[], ["-"]], ids=["none", "dash"])
+def test_run_reads_a_pipe(
+    argument: list[str],
+    tiny_artifact: Path,
+    answer: str,
+    stdin: Callable[[bytes], None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    stdin(b"hello\n")
+    assert run(["run", str(tiny_artifact), *argument, *GREEDY]) == 0
+    assert capsys.readouterr().out == answer + "\n"
+
+
+def test_run_tells_its_statistics(tiny_artifact: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["run", str(tiny_artifact), "hello", *GREEDY, "--stats"]) == 0
+    assert "answer 20 tokens" in only_line(capsys.readouterr().err)
+
+
+def test_run_as_json(tiny_artifact: Path, answer: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["run", str(tiny_artifact), "hello", *GREEDY, "--json"]) == 0
+    out, err = capsys.readouterr()
+    result = json.loads(only_line(out))
+    assert (result["text"], result["finish_reason"], err) == (answer, "length", "")
+    assert result["statistics"]["generated_tokens"] == 20
+
+
+def test_a_system_instruction_is_heard(
+    tiny_artifact: Path, answer: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["run", str(tiny_artifact), "hello", "--system", "Be brief.", *GREEDY]) == 0
+    assert capsys.readouterr().out != answer + "\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "piped", "message"),
+    [
+        ([""], b"", "empty"),
+        (["  \n"], b"", "empty"),
+        ([], b"", "empty"),
+        (["-"], b" \n\t\n", "empty"),
+        ([], b"caf\xe9", "standard input is not UTF-8 text"),
+        (["caf\udce9"], b"", "valid Unicode"),
+        ([LONG], b"", "and the context 256"),
+        (["hi", "--context", "5000"], b"", "at most the 2048 tokens"),
+        (["hi", "--top-p", "3"], b"", "top_p is 3.0"),
+        (["hi", "--stop", ""], b"", "stop string 0"),
+    ],
+)
+def test_a_prompt_that_cannot_be_used(
+    arguments: list[str],
+    piped: bytes,
+    message: str,
+    tiny_artifact: Path,
+    stdin: Callable[[bytes], None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    stdin(piped)
+    assert run(["run", str(tiny_artifact), *GREEDY, *arguments]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert only_line(err).startswith("error: ") and message in err
+
+
+@pytest.mark.parametrize("command", [["run", "PATH", "hi"], ["chat", "PATH"], ["inspect", "PATH"]])
+@pytest.mark.parametrize("kind", ["missing", "file", "folder"])
+def test_not_an_artifact(
+    command: list[str], kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("text")
+    (tmp_path / "folder").mkdir()
+    assert run([str(tmp_path / kind) if word == "PATH" else word for word in command]) == 5
+    assert "expected an artifact made by `edge-gemma export`" in only_line(capsys.readouterr().err)
+
+
+def test_inspect(tiny_artifact: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["inspect", str(tiny_artifact), "--verify"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    for text in ("synthetic:tiny", "int4", "1,040", "2,048 tokens", "verified"):
+        assert text in out
+    assert re.search(r"decoder\.onnx\.data +\d+ KiB", out)
+    assert re.search(r"mlp +4 +\d+ +fitted", out)
+    assert re.search(r"1024 .* \d+ MiB", out.partition("estimated resident memory")[2])
+
+
+def test_inspect_as_json(tiny_artifact: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["inspect", str(tiny_artifact), "--json"]) == 0
+    manifest = json.loads((tiny_artifact / "manifest.json").read_text())
+    assert json.loads(only_line(capsys.readouterr().out)) == manifest | {"verified": False}
+
+
+def test_inspect_finds_a_changed_byte(
+    tiny_artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = shutil.copytree(tiny_artifact, tmp_path / "copy")
+    weights = bytearray((folder / "decoder.onnx.data").read_bytes())
+    weights[-7] ^= 4
+    (folder / "decoder.onnx.data").write_bytes(weights)
+    assert run(["inspect", str(folder)]) == 0
+    capsys.readouterr()
+    assert run(["inspect", str(folder), "--verify"]) == 5
+    assert "decoder.onnx.data is damaged" in only_line(capsys.readouterr().err)
+
+
+def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["doctor"]) == 0
+    out = capsys.readouterr().out
+    assert run(["doctor", "--json"]) == 0
+    facts = json.loads(only_line(capsys.readouterr().out))
+    assert facts.keys() == doctor.examine().keys()
+    for name, value in facts["versions"].items():
+        assert re.search(rf"^  {name} +{re.escape(value)}$", out, re.MULTILINE)
+
+
+@pytest.mark.parametrize("command", ["", "export", "verify", "run", "chat", "inspect", "doctor"])
+def test_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([*command.split(), "--help"]) == 0
+    assert capsys.readouterr().out.startswith(f"Usage: edge-gemma {command}".rstrip())
+
+
+@pytest.mark.parametrize(
+    "arguments", [["nope"], ["--nope"], ["run"], ["run", "x", "--nope"], ["run", "x", "--chunk", "0"]]
+)
+def test_wrong_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("Usage: edge-gemma")
+
+
+def test_a_reader_that_goes_away(tiny_artifact: Path) -> None:
+    reading, writing = os.pipe()
+    with spawn("run", str(tiny_artifact), "hello", stdout=writing, stderr=subprocess.PIPE) as child:
+        os.close(writing)
+        os.read(reading, 1)
+        os.close(reading)
+        _, err = child.communicate(timeout=PATIENCE)
+    assert (child.returncode, err) == (0, b"")
+
+
+def test_characters_that_the_terminal_lacks(tiny_artifact: Path) -> None:
+    arguments = ("run", str(tiny_artifact), "hello", "--seed", "0", "--max-new-tokens", "200")
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with spawn(*arguments, env={"PYTHONIOENCODING": "utf-8"}, **pipes) as child:
+        everything, _ = child.communicate(timeout=PATIENCE)
+    with spawn(*arguments, env={"PYTHONIOENCODING": "latin-1"}, **pipes) as child:
+        out, err = child.communicate(timeout=PATIENCE)
+    assert (child.returncode, err) == (0, b"")
+    assert not everything.isascii()
+    assert out == everything.decode().encode("latin-1", "replace")
+
+
+def test_ctrl_c_ends_an_answer(tiny_artifact: Path) -> None:
+    with edge_gemma.load(tiny_artifact, context=2048) as model:
+        whole = model.generate("hello", temperature=0, max_new_tokens=100).text
+    arguments = ("run", str(tiny_artifact), "hello", "--temperature", "0", "--context", "2048")
+    with spawn(*arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        start = child.stdout.read(20)
+        child.send_signal(signal.SIGINT)
+        out, err = child.communicate(timeout=PATIENCE)
+    assert child.returncode == 130
+    assert err.split() == [b"interrupted"]
+    found, expected = start + out, whole.encode()
+    assert found[: len(expected)] == expected[: len(found)]
+
+
+def chat(tiny_artifact: Path, *arguments: str) -> int:
+    return run(["chat", str(tiny_artifact), *GREEDY, *arguments])
+
+
+def test_chat_from_a_pipe(
+    tiny_artifact: Path, answer: str, stdin: Callable[[bytes], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    stdin(b"hello\n\nhello\n/new\nhello\n/quit\nnever read\n")
+    assert chat(tiny_artifact) == 0
+    first, second, third = capsys.readouterr().out.splitlines()
+    assert first == third == answer != second  # the second answer knows of the first
+
+
+def test_chat_goes_on_after_an_error(
+    tiny_artifact: Path, answer: str, stdin: Callable[[bytes], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    stdin(LONG.encode() + b"\ncaf\xe9\nhello")  # and the end of the input ends it
+    assert chat(tiny_artifact) == 0
+    out, err = capsys.readouterr()
+    assert out == answer + "\n"
+    too_long, no_text = err.splitlines()
+    assert "the context 256" in too_long and too_long.endswith("/new starts afresh")
+    assert "valid Unicode" in no_text
+
+
+def test_chat_tells_its_statistics(
+    tiny_artifact: Path, stdin: Callable[[bytes], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    stdin(b"hello\n")
+    assert chat(tiny_artifact, "--stats") == 0
+    assert "answer 20 tokens" in capsys.readouterr().err
+
+
+class Terminal:
+    """A chat in a terminal of its own."""
+
+    def __init__(self, artifact: Path) -> None:
+        self._master, slave = pty.openpty()
+        ends = {"stdin": slave, "stdout": slave, "stderr": slave}
+        self.child = spawn("chat", str(artifact), "--context", "2048", **ends, start_new_session=True)
+        os.close(slave)
+
+    def until(self, pattern: bytes) -> bytes:
+        """Read until the pattern is there."""
+        seen, end = b"", time.monotonic() + PATIENCE
+        while not re.search(pattern, seen):
+            assert select.select([self._master], [], [], end - time.monotonic())[0], seen
+            seen += os.read(self._master, 1000)
+        return seen
+
+    def type(self, keys: bytes) -> None:
+        os.write(self._master, keys)
+
+    def interrupt(self) -> None:
+        self.child.send_signal(signal.SIGINT)
+
+    def rest(self) -> tuple[int, bytes]:
+        """Exit status and what was still printed."""
+        seen = b""
+        try:
+            while piece := os.read(self._master, 1000):
+                seen += piece
+        except OSError:  # Linux's way to say that the other end was closed
+            pass
+        os.close(self._master)
+        return self.child.wait(PATIENCE), seen
+
+
+def test_chat_ctrl_c_ends_only_the_answer(tiny_artifact: Path) -> None:
+    terminal = Terminal(tiny_artifact)
+    terminal.until(b"> $")
+    for _ in range(2):
+        terminal.type(b"hello\n")
+        terminal.until(rb"hello\r\n(?s:.){10}")
+        terminal.interrupt()
+        assert b"Traceback" not in terminal.until("…\r\n> $".encode())
+    terminal.type(b"\x04")  # Ctrl-D
+    assert terminal.rest() == (0, b"\r\n")
+
+
+def test_chat_ctrl_c_at_the_prompt_quits(tiny_artifact: Path) -> None:
+    terminal = Terminal(tiny_artifact)
+    terminal.until(b"> $")
+    terminal.interrupt()
+    assert terminal.rest() == (130, b"\r\ninterrupted\r\n")

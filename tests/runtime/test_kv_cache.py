@@ -1,0 +1,127 @@
+"""The KV buffers: what slides, what is refused, what takes memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edge_gemma.artifact import DecoderSpec, KvBuffer
+from edge_gemma.memory import resident_bytes
+from edge_gemma.runtime.kv_cache import KvCache
+
+MIB = 1 << 20
+
+
+def make_buffer(layer: int, kind: str, dtype: str = "float32", heads: int = 2, head_dim: int = 3) -> KvBuffer:
+    return KvBuffer(
+        layer=layer,
+        kind=kind,
+        dtype=dtype,
+        heads=heads,
+        head_dim=head_dim,
+        past_key=f"past_key_{layer}",
+        past_value=f"past_value_{layer}",
+        present_key=(f"present_key_{layer}",),
+        present_value=(f"present_value_{layer}",),
+    )
+
+
+def make_spec(window: int, *buffers: KvBuffer) -> DecoderSpec:
+    kv = buffers or (
+        make_buffer(0, "sliding"),
+        make_buffer(1, "global"),
+        make_buffer(2, "sliding", "float16"),
+    )
+    return DecoderSpec(file="decoder.onnx", inputs=(), outputs=(), kv=kv, sliding_window=window)
+
+
+def held(array: np.ndarray[Any, Any], rows: int) -> list[int]:
+    """The positions written to the first `rows` rows of [1, heads, capacity, head_dim]."""
+    part = array[0, :, :rows].astype(int)
+    assert (part == part[:1, :, :1]).all()
+    return part[0, :, 0].tolist()
+
+
+@given(
+    window=st.integers(1, 12),
+    context=st.integers(1, 60),
+    chunk=st.integers(1, 9),
+    sizes=st.lists(st.integers(1, 9), max_size=40),
+)
+def test_the_window_slides(window: int, context: int, chunk: int, sizes: list[int]) -> None:
+    """Sliding buffers hold the latest tokens in order, window - 1 old ones at least; global ones hold all."""
+    cache = KvCache(make_spec(window), context=context, chunk=chunk)
+    total = 0
+    for tokens in sizes:
+        if tokens > chunk or total + tokens > context:
+            with pytest.raises(ValueError, match=f"{tokens} tokens"):
+                cache.extend(tokens)
+            assert cache.length == total
+            continue
+        rows = cache.extend(tokens)
+        assert cache.length == total + tokens == rows["global"]
+        for buffer, key, value in cache.arrays():
+            old = rows[buffer.kind] - tokens
+            assert min(window - 1, total) <= old <= total
+            for array in (key, value):
+                assert held(array, old) == list(range(total - old, total))
+                array[0, :, old : old + tokens] = np.arange(total, total + tokens)[:, None]
+        total += tokens
+
+
+@pytest.mark.parametrize("tokens", [5, 100])
+def test_what_does_not_fit_changes_nothing(tokens: int) -> None:
+    cache = KvCache(make_spec(4), context=10, chunk=4)
+    for _ in range(2):
+        cache.extend(4)
+    with pytest.raises(ValueError, match="do not fit"):
+        cache.extend(tokens)
+    assert cache.extend(2) == {"global": 10, "sliding": 3 + 2}
+    with pytest.raises(ValueError, match="do not fit"):
+        cache.extend(1)
+
+
+def test_reset_forgets_the_conversation_and_keeps_the_memory() -> None:
+    cache = KvCache(make_spec(4), context=10, chunk=4)
+    before = [key.ctypes.data for _, key, _ in cache.arrays()]
+    for _ in range(2):
+        cache.extend(4)
+    cache.reset()
+    assert cache.length == 0
+    assert cache.extend(3) == {"global": 3, "sliding": 3}
+    assert [key.ctypes.data for _, key, _ in cache.arrays()] == before
+
+
+def test_shapes_and_types_follow_the_manifest() -> None:
+    buffers = (make_buffer(0, "sliding", "int8", 1, 8), make_buffer(4, "global", "float16", 2, 16))
+    cache = KvCache(make_spec(16, *buffers), context=100, chunk=10)
+    found = [(b.layer, a.shape, a.dtype.name) for b, key, value in cache.arrays() for a in (key, value)]
+    assert found == [(0, (1, 1, 25, 8), "int8")] * 2 + [(4, (1, 2, 100, 16), "float16")] * 2
+
+
+def test_a_window_beyond_the_context_takes_no_more_than_the_context() -> None:
+    cache = KvCache(make_spec(1000), context=10, chunk=4)
+    assert cache.capacity == {"global": 10, "sliding": 14}
+
+
+def test_memory_grows_by_need() -> None:
+    """Of a buffer for 32,768 tokens only the rows that were written are resident."""
+    before = resident_bytes()
+    cache = KvCache(
+        make_spec(512, make_buffer(0, "global", heads=2, head_dim=256)), context=32_768, chunk=512
+    )
+    arrays = [array for _, key, value in cache.arrays() for array in (key, value)]
+    size = sum(array.nbytes for array in arrays)
+    assert size == 128 * MIB
+    assert resident_bytes() - before < 16 * MIB
+    rows = cache.extend(512)["global"]
+    for array in arrays:
+        array[:, :, :rows] = 1
+    assert resident_bytes() - before < 24 * MIB
+    for array in arrays:
+        array[:] = 1
+    assert resident_bytes() - before > size // 2  # the measure sees what is written
