@@ -136,6 +136,7 @@ class MemorySpec:
     largest_matrix: int  # packed; loading peaks by about this much
     logits: int  # of one position
     scratch_per_token: int  # activations of one token of a prefill chunk
+    scores_per_pair: int  # attention scores of one token of a chunk and one of the context
     kv_per_token: int  # global layers
     kv_per_window_row: int  # sliding layers
     sliding_window: int

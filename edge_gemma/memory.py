@@ -28,9 +28,10 @@ UNITS = {
 ESTIMATE_CONTEXTS = (1024, 4096, 8192, 16_384, 32_768)
 DEFAULT_CHUNK = 128  # tokens of a prompt computed at once
 
-# Measured with benchmarks/memory.py (docs/memory.md): interpreter, numpy, onnxruntime and tokenizers
+# Measured on x86-64 with onnxruntime 1.32 (docs/memory.md): interpreter, numpy, onnxruntime and tokenizers
 # before any model; and a loaded tokenizer as a multiple of its tokenizer.json.
 RUNTIME_BYTES = 70 << 20
+WORKING_BYTES = 34 << 20  # threads' buffers, the cache of embedding records, slack of the allocator
 TOKENIZER_FACTOR = 6.5
 
 
@@ -90,7 +91,7 @@ class Estimate:
     weights: int
     loading: int  # what loading needs on top for a moment
     kv: int
-    scratch: int  # activations of a prefill chunk, logits
+    scratch: int  # activations of a prefill chunk, attention scores, logits, buffers
 
     @property
     def total(self) -> int:
@@ -111,5 +112,10 @@ def estimate(spec: MemorySpec, context: int, chunk: int = DEFAULT_CHUNK) -> Esti
         weights=spec.weights,
         loading=spec.largest_matrix,
         kv=context * spec.kv_per_token + window_rows * spec.kv_per_window_row,
-        scratch=chunk * spec.scratch_per_token + spec.logits,
+        scratch=(
+            WORKING_BYTES
+            + spec.logits
+            + chunk * spec.scratch_per_token
+            + chunk * context * spec.scores_per_pair
+        ),
     )

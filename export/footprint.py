@@ -42,6 +42,7 @@ def memory_spec(config: TextConfig, recipe: Recipe, tokenizer_bytes: int) -> Mem
         largest_matrix=max(packed),
         logits=2 * c.vocab_size * FLOAT_BYTES,
         scratch_per_token=_scratch_per_token(c),
+        scores_per_pair=c.num_attention_heads * FLOAT_BYTES,
         kv_per_token=owning.count(FULL) * row["global"],
         kv_per_window_row=owning.count(SLIDING) * row["sliding"],
         sliding_window=c.sliding_window,
@@ -53,11 +54,13 @@ KV_KINDS = ("sliding", "global")
 
 
 def _scratch_per_token(c: TextConfig) -> int:
-    """Activations alive at the widest point: the streams, the MLP's two halves, the per-layer inputs."""
+    """Activations that the allocator keeps: streams before, within and after a layer; gate, its GELU, up and
+    their product; queries, keys and values; the per-layer inputs and the five steps that mix them."""
     streams = 3 * c.altup_num_inputs * c.hidden_size
-    widest = 3 * max(c.intermediate_size)
-    per_layer = 3 * c.num_hidden_layers * c.hidden_size_per_layer_input
-    return (streams + widest + per_layer) * FLOAT_BYTES
+    feed_forward = 4 * max(c.intermediate_size)
+    attention = 6 * (c.num_attention_heads + 2 * c.num_key_value_heads) * c.head_dim
+    per_layer = (c.num_hidden_layers + 5 * c.first_shared_layer) * c.hidden_size_per_layer_input
+    return (streams + feed_forward + attention + per_layer) * FLOAT_BYTES
 
 
 def _decoder_tensors(c: TextConfig, recipe: Recipe) -> list[tuple[tuple[int, ...], MatrixFormat | None]]:
@@ -91,9 +94,10 @@ def _stored(shape: tuple[int, ...], fmt: MatrixFormat | None) -> int:
 
 
 def _packed(shape: tuple[int, ...], fmt: MatrixFormat | None) -> int:
-    """MatMulNBits packs codes, scales and, for each block, the sum that corrects for its zero point."""
+    """MatMulNBits packs codes, scales and, for each block, the sum that corrects for its zero point; the
+    scales of the file stay mapped beside it."""
     if fmt is None:
         return math.prod(shape) * FLOAT_BYTES
     rows, columns = shape
     blocks = math.ceil(columns / fmt.block)
-    return rows * blocks * (fmt.block * fmt.bits // 8 + 2 * FLOAT_BYTES)
+    return rows * blocks * (fmt.block * fmt.bits // 8 + 3 * FLOAT_BYTES)

@@ -6,21 +6,23 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
+from edge_gemma.artifact import TensorSpec
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 OPSET = 21
 IR_VERSION = 10
 MICROSOFT = "com.microsoft"  # onnxruntime's contributed operators
 ALIGNMENT = 4096  # of external tensors, so that onnxruntime can map them
 INLINE_BYTES = 1024  # smaller constants stay in the .onnx file
-
-FLOAT = TensorProto.FLOAT
-Dim = int | str  # a string is a symbolic dimension
 
 
 class Graph:
@@ -37,13 +39,13 @@ class Graph:
         self._data = self._data_path.open("wb")
         self._nodes: list[onnx.NodeProto] = []
         self._initializers: list[TensorProto] = []
-        self._inputs: list[onnx.ValueInfoProto] = []
-        self._outputs: list[onnx.ValueInfoProto] = []
+        self.inputs: list[TensorSpec] = []
+        self.outputs: list[TensorSpec] = []
         self._scope: list[str] = []
         self._names: dict[str, int] = {}
         self._constants: dict[bytes, str] = {}
 
-    def __enter__(self) -> Graph:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: type[BaseException] | BaseException | TracebackType | None) -> None:
@@ -62,12 +64,14 @@ class Graph:
         finally:
             self._scope.pop()
 
-    def input(self, name: str, dtype: int, shape: Sequence[Dim]) -> str:
-        self._inputs.append(helper.make_tensor_value_info(name, dtype, shape))
+    def input(self, name: str, dtype: str, shape: tuple[int | str, ...]) -> str:
+        """Declare a graph input; `dtype` is numpy's name, a string in `shape` a symbolic dimension."""
+        self.inputs.append(TensorSpec(name=name, dtype=dtype, shape=shape))
         return name
 
-    def output(self, name: str, dtype: int, shape: Sequence[Dim]) -> None:
-        self._outputs.append(helper.make_tensor_value_info(name, dtype, shape))
+    def output(self, name: str, dtype: str, shape: tuple[int | str, ...]) -> None:
+        """Declare a graph output, by the name of a node's output."""
+        self.outputs.append(TensorSpec(name=name, dtype=dtype, shape=shape))
 
     def op(self, kind: str, *inputs: str, domain: str = "", out: str | None = None, **attributes: Any) -> str:
         """Add a node with one output and return the output's name ("" as an input leaves it out)."""
@@ -121,7 +125,13 @@ class Graph:
     def save(self) -> None:
         """Write the model file; the data file is complete from here on."""
         self._data.close()
-        graph = helper.make_graph(self._nodes, self._name, self._inputs, self._outputs, self._initializers)
+        graph = helper.make_graph(
+            self._nodes,
+            self._name,
+            [_value_info(spec) for spec in self.inputs],
+            [_value_info(spec) for spec in self.outputs],
+            self._initializers,
+        )
         model = helper.make_model(
             graph,
             opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)],
@@ -135,3 +145,8 @@ class Graph:
         count = self._names.get(full, 0)
         self._names[full] = count + 1
         return full if count == 0 else f"{full}.{count}"
+
+
+def _value_info(spec: TensorSpec) -> onnx.ValueInfoProto:
+    dtype = helper.np_dtype_to_tensor_dtype(np.dtype(spec.dtype))
+    return helper.make_tensor_value_info(spec.name, dtype, spec.shape)

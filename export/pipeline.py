@@ -32,9 +32,9 @@ from edge_gemma.export.checkpoint import Checkpoint
 from edge_gemma.export.decoder import HEAD_SHARD_ROWS, DecoderBuilder
 from edge_gemma.export.embeddings import embedding_layout, write_embeddings
 from edge_gemma.export.footprint import decoder_bytes, is_read, memory_spec
-from edge_gemma.export.graph import Graph
 from edge_gemma.export.recipes import Recipe
 from edge_gemma.export.synthetic import text_shapes
+from edge_gemma.export.weights import WeightedGraph
 from edge_gemma.memory import ESTIMATE_CONTEXTS, estimate, format_bytes
 from edge_gemma.progress import Progress, Silent
 
@@ -199,8 +199,8 @@ def _check_space(checkpoint: Checkpoint, recipe: Recipe, target: Path) -> None:
 def _write_decoder(checkpoint: Checkpoint, recipe: Recipe, folder: Path, progress: Progress) -> DecoderSpec:
     c: TextConfig = checkpoint.config.text
     progress.stage("decoder", c.num_hidden_layers + math.ceil(c.vocab_size / HEAD_SHARD_ROWS))
-    with Graph("gemma3n-decoder", folder / DECODER) as graph:
-        spec = DecoderBuilder(graph, checkpoint, recipe, lambda _: progress.advance()).build(DECODER)
+    with WeightedGraph("gemma3n-decoder", folder / DECODER, checkpoint, recipe) as graph:
+        spec = DecoderBuilder(graph, progress.advance).build(DECODER)
         graph.save()
     return spec
 

@@ -187,7 +187,6 @@ def _turn(
     try:
         for piece in model.stream(_with_system(system, asked), **generation):
             click.echo(piece.text, nl=False)
-            sys.stdout.flush()
             text += piece.text
         if stats:
             click.echo("\n" + _describe(piece.statistics), err=True, nl=False)
@@ -245,7 +244,6 @@ def _print_stream(pieces: Iterator[Piece]) -> Piece:
     """Write pieces as they come; the last one is returned."""
     for piece in pieces:
         click.echo(piece.text, nl=False)
-        sys.stdout.flush()
     click.echo()
     return piece
 

@@ -141,6 +141,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"num_hidden_layers": -1}, "num_hidden_layers is -1"),
     ({"final_logit_softcapping": None}, "final_logit_softcapping is None"),
     ({"rms_norm_eps": float("nan")}, "rms_norm_eps is nan"),
+    ({"final_logit_softcapping": float("inf")}, "final_logit_softcapping is inf"),
     ({"num_kv_shared_layers": 30}, "30 of 30 layers share"),
     ({"num_kv_shared_layers": 27}, "['full_attention'] share the KV of an earlier layer, and none exists"),
     ({"tie_word_embeddings": False}, "tie_word_embeddings is false"),

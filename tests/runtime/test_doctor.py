@@ -15,7 +15,7 @@ X86 = (
 )
 RASPBERRY = (
     "processor\t: 0\nBogoMIPS\t: 108.00\nFeatures\t: fp asimd asimdhp asimddp\n"
-    "CPU part\t: 0xd0b\n\nHardware\t: BCM2835\nRevision\t: d04170\nModel\t\t: Raspberry Pi 5 Model B Rev 1.0\n"
+    "\nHardware\t: BCM2835\nRevision\t: d04170\nModel\t\t: Raspberry Pi 5 Model B Rev 1.0\n"
 )
 PHONE = "Processor\t: AArch64 rev 14\nFeatures\t: fp asimd i8mm asimddp\nHardware\t: Qualcomm SM8550\n"
 
