@@ -9,7 +9,7 @@ is that of greedy answers. The last column is what the weights of E2B take in me
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,7 +32,7 @@ from edge_gemma.runtime.embeddings import EmbeddingStore
 from edge_gemma.runtime.session import Decoder
 from edge_gemma.runtime.tokenizer import Tokenizer
 
-LARGE = ("attention", "mlp", "head")
+LAYERS = ("attention", "mlp")
 
 
 def variants() -> Iterator[Recipe]:
@@ -40,22 +40,27 @@ def variants() -> Iterator[Recipe]:
     built_in = load_recipes()
     yield from built_in.values()
     int4 = built_in["int4"]
-    for zero_points in (False, True):
+
+    def change(name: str, kinds: Sequence[str], bits: int, block: int, zero_points: bool) -> Recipe:
+        fmt = MatrixFormat(bits=bits, block=block, zero_points=zero_points)
+        return replace(int4, name=name, matrices=int4.matrices | dict.fromkeys(kinds, fmt))
+
+    for zero_points, word in ((False, "middle"), (True, "fitted")):
         for block in (32, 64, 128):
-            fmt = MatrixFormat(bits=4, block=block, zero_points=zero_points)
-            name = f"large matrices: block {block}, {'fitted' if zero_points else 'middle'} zero points"
-            yield replace(int4, name=name, matrices=int4.matrices | dict.fromkeys(LARGE, fmt))
-    eight = MatrixFormat(bits=8, block=128, zero_points=False)
-    for kind in LARGE:
-        yield replace(int4, name=f"{kind} at 8 bits", matrices=int4.matrices | {kind: eight})
-    four = MatrixFormat(bits=4, block=128, zero_points=True)
+            name = f"attention, mlp: block {block}, {word} zero points"
+            yield change(name, LAYERS, 4, block, zero_points)
+    for bits, block in ((4, 32), (4, 64), (4, 128), (8, 128)):
+        yield change(f"head: {bits} bits, block {block}", ["head"], bits, block, bits == 4)
+    for kind in LAYERS:
+        yield change(f"{kind}: 8 bits", [kind], 8, 128, False)
     for kind in ("altup", "laurel", "per_layer_input"):
-        yield replace(int4, name=f"{kind} at 4 bits", matrices=int4.matrices | {kind: four})
-    for kind in ("embedding", "per_layer"):
-        for bits in (4, 8):
-            fmt_rows = RowFormat(bits=bits, block=32)
-            if int4.rows[kind] != fmt_rows:
-                yield replace(int4, name=f"{kind} rows at {bits} bits", rows=int4.rows | {kind: fmt_rows})
+        yield change(f"{kind}: 4 bits", [kind], 4, 128, True)
+    yield replace(
+        int4, name="embedding rows: 4 bits", rows=int4.rows | {"embedding": RowFormat(bits=4, block=32)}
+    )
+    yield replace(
+        int4, name="per-layer rows: 8 bits", rows=int4.rows | {"per_layer": RowFormat(bits=8, block=32)}
+    )
     yield replace(int4, name="float32 activations", accuracy_level=1)
     yield replace(int4, name="int8 global KV", kv_cache=int4.kv_cache | {"global": "int8"})
 

@@ -37,8 +37,9 @@ class LazyGroup(click.Group):
         try:
             module = import_module(COMMANDS[name][0])
         except ModuleNotFoundError as error:
+            extra = "edge-gemma[export]" if ".export." in COMMANDS[name][0] else "edge-gemma"
             raise DependencyError(
-                f"`edge-gemma {name}` needs the package {error.name}: pip install 'edge-gemma[export]'"
+                f"`edge-gemma {name}` needs the package {error.name}: pip install '{extra}'"
             ) from None
         command = getattr(module, f"{name}_command")
         assert isinstance(command, click.Command)

@@ -22,6 +22,7 @@ SPEC = MemorySpec(
     largest_matrix=100_000_000,
     logits=2_000_000,
     scratch_per_token=300_000,
+    scores_per_pair=32,
     kv_per_token=2048,
     kv_per_window_row=8192,
     sliding_window=512,
@@ -113,7 +114,7 @@ def test_estimate_adds_up(context: int, chunk: int, rows: int) -> None:
     assert found.tokenizer == 65_000_000
     assert found.runtime == memory.RUNTIME_BYTES
     assert found.kv == context * 2048 + rows * 8192
-    assert found.scratch == chunk * 300_000 + 2_000_000
+    assert found.scratch == memory.WORKING_BYTES + 2_000_000 + chunk * 300_000 + chunk * context * 32
     assert list(found.parts()) == [f.name for f in dataclasses.fields(found)]
 
 

@@ -62,7 +62,7 @@ def test_memory_spec(recipe: str, kv_bytes: int) -> None:
     assert (found.sliding_window, found.tokenizer) == (512, 1000)
     assert found.logits == 2 * 4 * 262_400
     assert found.largest_matrix < found.weights
-    assert found.weights == pytest.approx(decoder_bytes(E2B, find_recipe(recipe)), rel=0.05)
+    assert found.weights == pytest.approx(decoder_bytes(E2B, find_recipe(recipe)), rel=0.1)
 
 
 def test_memory_spec_goes_into_the_manifest(tiny_artifact: Path) -> None:
