@@ -91,6 +91,15 @@ def test_rows_without_logits_skip_nothing_that_matters(tmp_path: Path) -> None:
         assert compare(last, every[-count:]).max_relative_error <= TOLERANCE
 
 
+def test_a_head_in_shards_is_the_same_head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = tiny.make(tmp_path / "checkpoint")
+    ids = random_ids(20, 400)
+    whole = run_export(checkpoint, tmp_path / "whole").logits(ids, chunk=16)
+    monkeypatch.setattr("edge_gemma.export.decoder.HEAD_SHARD_ROWS", 90)  # 400 rows: the last is smaller
+    sharded = run_export(checkpoint, tmp_path / "sharded").logits(ids, chunk=16)
+    np.testing.assert_allclose(sharded, whole, rtol=0, atol=1e-5)
+
+
 def test_float16_cache_is_close(tmp_path: Path) -> None:
     """The KV dtype alone costs little: fp32 weights with float16 buffers."""
     from dataclasses import replace

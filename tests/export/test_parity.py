@@ -40,6 +40,7 @@ def test_known_errors() -> None:
     report = compare(ours, REFERENCE)
     assert report.argmax_agreement == 0.5 and report.near_ties == 0
     assert report.max_absolute_error == 6
+    assert report.top10_overlap == 1.0  # of a vocabulary smaller than ten
     assert report.max_relative_error == 0.75
     assert report.mean_relative_error == 0.5  # of 1/4 and 6/8
     power = [((r - r.mean()) ** 2).sum() for r in REFERENCE]
@@ -49,8 +50,10 @@ def test_known_errors() -> None:
 
 def test_divergence_is_that_of_the_distributions() -> None:
     ours = np.log(np.array([[0.5, 0.25, 0.25]], np.float32))
-    reference = np.log(np.array([[0.25, 0.25, 0.5]], np.float32)) + 5  # a constant changes nothing
-    assert compare(ours, reference).kl_divergence == pytest.approx(0.25 * np.log(2), abs=1e-6)
+    reference = np.log(np.array([[0.125, 0.125, 0.75]], np.float32)) + 5  # a constant changes nothing
+    assert compare(ours, reference).kl_divergence == pytest.approx(
+        0.75 * np.log(3) - 0.375 * np.log(2), abs=1e-6
+    )
 
 
 @pytest.mark.parametrize(("gap", "agreement"), [(NEAR_TIE / 2, 1.0), (NEAR_TIE * 2, 0.0)])

@@ -1,0 +1,59 @@
+"""The demo checkpoint through the whole chain: right answers, and how much each recipe may lose."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import edge_gemma
+from demo.data import TASKS, held_out, is_right
+from edge_gemma.export.checkpoint import open_checkpoint
+from edge_gemma.export.pipeline import export
+from edge_gemma.export.recipes import load_recipes
+from edge_gemma.export.verify import verify
+
+ITEMS = 100  # of each task
+PROMPTS = tuple(item.messages[0]["content"] for task in TASKS for item in held_out(task, 8))
+# recipe → least argmax agreement, most KL divergence (nats), least signal to noise (dB), against transformers
+BOUNDS = {
+    "fp32": (1.0, 1e-8, 80.0),
+    "int8": (0.98, 1e-3, 30.0),
+    "int4": (0.94, 0.03, 13.0),
+    "int4-hq": (0.96, 0.012, 20.0),
+}
+
+
+@pytest.fixture(scope="module", params=list(BOUNDS))
+def recipe(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def artifact(recipe: str, tmp_path_factory: pytest.TempPathFactory, demo_checkpoint: Path) -> Path:
+    target = tmp_path_factory.mktemp(recipe) / "demo"
+    export(open_checkpoint(str(demo_checkpoint)), load_recipes()[recipe], target)
+    return target
+
+
+def test_every_recipe_is_bounded() -> None:
+    assert set(BOUNDS) == set(load_recipes())
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_answers_held_out_questions(artifact: Path, task: str) -> None:
+    items = held_out(task, ITEMS)
+    with edge_gemma.load(artifact, context=256) as model:
+        answers = [
+            model.generate(list(item.messages), max_new_tokens=96, temperature=0).text for item in items
+        ]
+    right = sum(is_right(item, answer) for item, answer in zip(items, answers, strict=True))
+    assert right >= ITEMS - 1
+
+
+def test_loss_is_bounded(artifact: Path, recipe: str, demo_checkpoint: Path) -> None:
+    report = verify(artifact, open_checkpoint(str(demo_checkpoint)), prompts=PROMPTS, new_tokens=16)
+    agreement, divergence, snr = BOUNDS[recipe]
+    assert report.argmax_agreement >= agreement
+    assert report.kl_divergence <= divergence
+    assert report.snr_db >= snr
