@@ -96,7 +96,7 @@ def test_tokenizer_has_the_size_asked_for_and_is_the_same_each_time(vocabulary: 
 def test_tokenizer_round_trips_text(tokenizer: Tokenizer, text: str) -> None:
     ids = tokenizer.encode(text, add_special_tokens=False).ids
     assert tokenizer.decode(ids, skip_special_tokens=False) == text
-    assert tokenizer.token_to_id("<unk>") not in ids
+    assert "<unk>" in text or tokenizer.token_to_id("<unk>") not in ids
 
 
 def test_tokenizer_merges(tokenizer: Tokenizer) -> None:
