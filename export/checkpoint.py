@@ -68,7 +68,8 @@ def open_checkpoint(source: str, *, revision: str | None = None, token: str | No
     if Path(source).exists():
         return FolderCheckpoint(Path(source))
     if HUB_ID.fullmatch(source):
-        return FolderCheckpoint(_download(source, revision, token), name=source, revision=revision)
+        snapshot = _download(source, revision, token)  # the cache names it by its commit
+        return FolderCheckpoint(snapshot, name=source, revision=snapshot.name)
     raise CheckpointError(
         f"{source!r} does not exist: expected a checkpoint folder, a hub id (owner/name) or synthetic:E2B"
     )
@@ -93,14 +94,12 @@ class FolderCheckpoint:
     def tensor(self, name: str) -> torch.Tensor:
         full, path = self._locate(name)
         with _reading(path), safe_open(path, "pt") as file:
-            tensor: torch.Tensor = file.get_tensor(full)
-            return tensor.clone()
+            return _finite(file.get_tensor(full), full, path)
 
     def rows(self, name: str, first: int, last: int) -> torch.Tensor:
         full, path = self._locate(name)
         with _reading(path), safe_open(path, "pt") as file:
-            rows: torch.Tensor = file.get_slice(full)[first:last]
-            return rows.clone()
+            return _finite(file.get_slice(full)[first:last], full, path)
 
     def has(self, name: str) -> bool:
         return self._prefix + name in self._files or TOWER_PREFIX + name in self._files
@@ -192,6 +191,13 @@ TEXT_MODULES = frozenset(
         "altup_unembed_projections",
     }
 )
+
+
+def _finite(tensor: torch.Tensor, name: str, path: Path) -> torch.Tensor:
+    """A copy, which does not keep the file mapped; refused if it holds NaN or infinity."""
+    if not bool(torch.isfinite(tensor).all()):
+        raise CheckpointError(f"{name} in {path} holds NaN or infinity: download the checkpoint again")
+    return tensor.clone()
 
 
 class _reading:

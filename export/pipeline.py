@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import errno
 import math
 import os
-import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from edge_gemma import __version__
@@ -23,7 +19,6 @@ from edge_gemma.artifact import (
     Manifest,
     ParameterSpec,
     SourceSpec,
-    TokenSpec,
     sha256,
 )
 from edge_gemma.config import TextConfig
@@ -33,7 +28,9 @@ from edge_gemma.export.decoder import HEAD_SHARD_ROWS, DecoderBuilder
 from edge_gemma.export.embeddings import embedding_layout, write_embeddings
 from edge_gemma.export.footprint import decoder_bytes, is_read, memory_spec
 from edge_gemma.export.recipes import Recipe
+from edge_gemma.export.staging import staging
 from edge_gemma.export.synthetic import text_shapes
+from edge_gemma.export.tokenizer import write_tokenizer
 from edge_gemma.export.weights import WeightedGraph
 from edge_gemma.memory import ESTIMATE_CONTEXTS, estimate, format_bytes
 from edge_gemma.progress import Progress, Silent
@@ -41,8 +38,6 @@ from edge_gemma.progress import Progress, Silent
 # The oldest onnxruntime whose CPU provider has every operator of the graph: GroupQueryAttention with a
 # shared KV, HyperConnectionPostMix.
 MINIMUM_ONNXRUNTIME = "1.32"
-PARTIAL = re.compile(r"\.(?P<name>.+)\.partial-(?P<pid>\d{1,9})(?P<old>\.old)?")
-STOP_TOKENS = ("<eos>", "<end_of_turn>")
 
 
 def export(
@@ -64,7 +59,7 @@ def export(
     _check_shapes(checkpoint)
     _check_space(checkpoint, recipe, target)
     with staging(target, overwrite=overwrite) as folder:
-        tokens = _write_tokenizer(checkpoint, folder)
+        tokens = write_tokenizer(checkpoint, folder)
         decoder = _write_decoder(checkpoint, recipe, folder, progress)
         embeddings = write_embeddings(checkpoint, recipe, folder / EMBEDDINGS, progress)
         memory = memory_spec(checkpoint.config.text, recipe, (folder / TOKENIZER).stat().st_size)
@@ -99,71 +94,6 @@ def count_parameters(checkpoint: Checkpoint) -> ParameterSpec:
     per_layer = math.prod(shapes["embed_tokens_per_layer.weight"])
     embedding = math.prod(shapes["embed_tokens.weight"])
     return ParameterSpec(text=text, per_layer_embeddings=per_layer, effective=text - per_layer - embedding)
-
-
-@contextmanager
-def staging(target: Path, *, overwrite: bool) -> Iterator[Path]:
-    """A temporary folder beside `target` that becomes `target` if the block ends without an error."""
-    target = Path(os.path.abspath(target))
-    occupied = target.exists() and (not target.is_dir() or any(target.iterdir()))
-    if occupied and not overwrite:
-        raise ExportError(f"{target} exists: choose another folder, or pass --overwrite to replace it")
-    if occupied and not (target / "manifest.json").is_file():
-        raise ExportError(f"{target} is not an artifact: it is not overwritten, choose another folder")
-    folder = target.with_name(f".{target.name}.partial-{os.getpid()}")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        _remove_stale(target)
-        folder.mkdir()
-        yield folder
-        _publish(folder, target)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            free = format_bytes(shutil.disk_usage(target.parent).free)
-            raise ExportError(
-                f"the disk of {target.parent} is full ({free} left): nothing was kept; free some space, retry"
-            ) from None
-        raise ExportError(f"{target} cannot be written: {error.strerror or error}") from None
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _publish(folder: Path, target: Path) -> None:
-    """Rename the finished folder into place; a previous artifact is replaced, never mixed with."""
-    old = folder.with_name(folder.name + ".old")
-    try:
-        if target.exists():
-            target.rename(old)
-        folder.rename(target)
-    except BaseException:
-        if old.exists() and not target.exists():
-            old.rename(target)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _remove_stale(target: Path) -> None:
-    """Remove what an export of the same target left behind when it was killed."""
-    for path in target.parent.iterdir():
-        match = PARTIAL.fullmatch(path.name)
-        if not match or match["name"] != target.name or _alive(int(match["pid"])):
-            continue
-        if match["old"] and not target.exists():  # killed between the two renames of _publish
-            path.rename(target)
-        else:
-            shutil.rmtree(path, ignore_errors=True)
-
-
-def _alive(pid: int) -> bool:
-    if pid == os.getpid():  # in a container every run has the same pid
-        return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def _check_shapes(checkpoint: Checkpoint) -> None:
@@ -203,49 +133,6 @@ def _write_decoder(checkpoint: Checkpoint, recipe: Recipe, folder: Path, progres
         spec = DecoderBuilder(graph, progress.advance).build(DECODER)
         graph.save()
     return spec
-
-
-def _write_tokenizer(checkpoint: Checkpoint, folder: Path) -> TokenSpec:
-    """Copy tokenizer and chat template, and read the special ids."""
-    from tokenizers import Tokenizer
-
-    raw = checkpoint.tokenizer_json()
-    try:
-        tokenizer = Tokenizer.from_buffer(raw)
-    except Exception as error:  # tokenizers raises bare Exception for a malformed file
-        raise CheckpointError(
-            f"the tokenizer.json of {checkpoint.name} cannot be read ({error}): download the checkpoint again"
-        ) from None
-    (folder / TOKENIZER).write_bytes(raw)
-    (folder / CHAT_TEMPLATE).write_text(checkpoint.chat_template(), "utf-8")
-    generation = checkpoint.generation_config()
-    stop = generation.get("eos_token_id")
-    if stop is None:
-        found = [tokenizer.token_to_id(t) for t in STOP_TOKENS]
-        stop = [i for i in found if i is not None]
-    stop = stop if isinstance(stop, list) else [stop]
-    bos = generation.get("bos_token_id")
-    if bos is None:
-        bos = tokenizer.token_to_id("<bos>")
-    pad = generation.get("pad_token_id")
-    if pad is None:
-        pad = tokenizer.token_to_id("<pad>")
-    if bos is None:
-        raise CheckpointError(
-            f"the tokenizer of {checkpoint.name} has no <bos>: expected Gemma 3n's tokenizer"
-        )
-    pad = 0 if pad is None else pad
-    if not all(type(i) is int for i in (bos, pad, *stop)):
-        raise CheckpointError(
-            f"the generation_config.json of {checkpoint.name} has bos {bos!r}, pad {pad!r} and eos {stop!r}: "
-            "expected token ids"
-        )
-    return TokenSpec(
-        bos=bos,
-        pad=pad,
-        stop=tuple(stop),
-        media=checkpoint.config.token_ids,
-    )
 
 
 def _hash_files(folder: Path, progress: Progress) -> dict[str, FileSpec]:

@@ -174,7 +174,7 @@ LATER: dict[str, tuple[Callable[[Path], object], str]] = {
         "has no tensor layers.7.mlp.up_proj.weight",
     ),
     "a wrong shape": (wrong_shape, "up_proj.weight of shape [8, 8], its config.json expects [128, 64]"),
-    "not a number": (spoil, "found NaN or infinity"),
+    "not a number": (spoil, "model.safetensors holds NaN or infinity"),
     "bad stop ids": (
         lambda f: (f / "generation_config.json").write_text('{"eos_token_id": ["x"]}', "utf-8"),
         "generation_config.json",
@@ -253,7 +253,7 @@ def test_the_hub_is_asked_for_what_is_needed(monkeypatch: pytest.MonkeyPatch, or
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     checkpoint = open_checkpoint("owner/name", revision="v2", token="secret")
-    assert (checkpoint.name, checkpoint.revision) == ("owner/name", "v2")
+    assert (checkpoint.name, checkpoint.revision) == ("owner/name", original.name)
     options = {"revision": "v2", "token": "secret", "allow_patterns": HUB_FILES}
     assert calls == [(("owner/name",), options)]
     kept = huggingface_hub.utils.filter_repo_objects(

@@ -16,12 +16,12 @@ import pytest
 
 from edge_gemma import artifact as artifacts
 from edge_gemma.errors import EdgeGemmaError, ExportError
-from edge_gemma.export import embeddings, pipeline
+from edge_gemma.export import embeddings, pipeline, staging
 from edge_gemma.export.checkpoint import open_checkpoint
 from edge_gemma.export.graph import Graph
-from edge_gemma.export.pipeline import staging
 from edge_gemma.export.recipes import find_recipe
 from edge_gemma.export.synthetic import SyntheticCheckpoint
+from edge_gemma.export.tokenizer import write_tokenizer
 
 
 def export(target: Path, *, seed: int = 0, overwrite: bool = False) -> None:
@@ -116,17 +116,23 @@ def test_other_things_are_never_replaced(tmp_path: Path, overwrite: bool) -> Non
     assert contents(tmp_path) == before
 
 
-STAGES = ["write_embeddings", "_write_tokenizer", "_hash_files", "_publish"]
+STAGES = [
+    (pipeline, "write_embeddings"),
+    (pipeline, "write_tokenizer"),
+    (pipeline, "_hash_files"),
+    (staging, "_publish"),
+]
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize(("module", "stage"), STAGES, ids=[name for _, name in STAGES])
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError, MemoryError])
 def test_an_interrupted_export_leaves_nothing(
     tiny_artifact: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     overwrite: bool,
+    module: object,
     stage: str,
     error: type[BaseException],
 ) -> None:
@@ -138,7 +144,7 @@ def test_an_interrupted_export_leaves_nothing(
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(pipeline, stage, fail)
+    monkeypatch.setattr(module, stage, fail)
     with pytest.raises(error):
         export(tmp_path / "artifact", seed=1, overwrite=overwrite)
     assert contents(tmp_path) == before
@@ -187,7 +193,7 @@ def test_what_killed_exports_left_is_removed(tmp_path: Path, dead: int) -> None:
         (tmp_path / name).mkdir()
         (tmp_path / name / "decoder.onnx").touch()
     shutil.rmtree(tmp_path / stale[1])
-    with staging(tmp_path / "a[1]", overwrite=False):
+    with staging.staging(tmp_path / "a[1]", overwrite=False):
         pass
     assert sorted(os.listdir(tmp_path)) == sorted(["a[1]", *kept])
 
@@ -195,7 +201,7 @@ def test_what_killed_exports_left_is_removed(tmp_path: Path, dead: int) -> None:
 def test_what_was_killed_between_two_renames_is_put_back(artifact: Path, dead: int) -> None:
     before = contents(artifact)
     artifact.rename(artifact.with_name(f".artifact.partial-{dead}.old"))
-    with pytest.raises(RuntimeError), staging(artifact, overwrite=True):
+    with pytest.raises(RuntimeError), staging.staging(artifact, overwrite=True):
         raise RuntimeError
     assert contents(artifact) == before
     assert os.listdir(artifact.parent) == ["artifact"]
@@ -272,7 +278,7 @@ def test_special_ids(
 ) -> None:
     """From generation_config.json; what it leaves open, from the tokenizer."""
     monkeypatch.setattr(SyntheticCheckpoint, "generation_config", lambda _: generation)
-    tokens = pipeline._write_tokenizer(open_checkpoint("synthetic:tiny"), tmp_path)
+    tokens = write_tokenizer(open_checkpoint("synthetic:tiny"), tmp_path)
     assert (tokens.bos, tokens.pad, tokens.stop) == (bos, 0, stop)
 
 
@@ -281,4 +287,10 @@ def test_a_tokenizer_without_bos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(SyntheticCheckpoint, "generation_config", lambda _: {})
     monkeypatch.setattr(SyntheticCheckpoint, "tokenizer_json", lambda _: raw)
     with pytest.raises(EdgeGemmaError, match="has no <bos>: expected Gemma 3n's tokenizer"):
+        export(tmp_path / "artifact")
+
+
+def test_a_chat_template_that_is_no_template(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SyntheticCheckpoint, "chat_template", lambda _: "{% for %}")
+    with pytest.raises(EdgeGemmaError, match="is not valid jinja .* line 1"):
         export(tmp_path / "artifact")
