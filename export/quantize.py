@@ -23,7 +23,9 @@ threads: where other programs compete for the cores, waiting for one another cos
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -58,7 +60,7 @@ RANGE_SHARES = {4: tuple(i / 20 for i in range(11, 23)), 8: (0.98, 1.0)}
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Keep torch's operators on the calling thread meanwhile."""
+    """Keep each of torch's operators on one thread meanwhile: chunks run side by side instead."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -114,11 +116,14 @@ def quantize_matrix(weight: torch.Tensor, fmt: MatrixFormat) -> BlockQuantized:
     packed = torch.empty(n * columns, fmt.block * fmt.bits // 8, dtype=torch.uint8)
     scales = torch.empty(n * columns, dtype=torch.float32)
     zeros = torch.empty(n * columns, dtype=torch.uint8)
-    for part, blocks, largest in _chunks(weight, fmt.block):
+
+    def work(part: slice, blocks: torch.Tensor, largest: torch.Tensor) -> None:
         scale, zero = _search(blocks, fmt.bits, fmt.zero_points)
         packed[part] = _encode(blocks, scale, zero, fmt.bits)
         scales[part] = torch.where(largest < NEGLIGIBLE, ZERO_SCALE, scale * largest)
         zeros[part] = zero.to(torch.uint8)
+
+    _each_chunk(weight, fmt.block, work)
     zero_points = zeros.view(n, columns).numpy()
     if fmt.bits == 4:
         padded = np.pad(zero_points, ((0, 0), (0, columns % 2)))
@@ -162,7 +167,8 @@ def quantize_rows(
     r, d = rows.shape
     codes = torch.empty(r * d // block, block * bits // 8, dtype=torch.uint8)
     scales = torch.empty(r * d // block, dtype=torch.float16)
-    for part, blocks, largest in _chunks(rows, block):
+
+    def work(part: slice, blocks: torch.Tensor, largest: torch.Tensor) -> None:
         scale, zero = _search(blocks, bits, False)
         wide = torch.where(largest < NEGLIGIBLE, ZERO_SCALE, scale * largest)
         if wide.numel() and float(wide.abs().max()) > HALF_MAX:
@@ -175,6 +181,8 @@ def quantize_rows(
         scales[part] = half
         scale = half.float() / largest.clamp(min=NEGLIGIBLE)
         codes[part] = _encode(blocks, scale, zero, bits)
+
+    _each_chunk(rows, block, work)
     if bits == 8:  # unsigned with zero point 128 to two's complement: flip the top bit
         signed: NDArray[np.int8] = codes.bitwise_xor_(0x80).view(r, d).numpy().view(np.int8)
         return signed, scales.view(r, d // block).numpy()
@@ -194,16 +202,19 @@ def dequantize_rows(
     return (wide * scales.astype(np.float32)[:, :, None]).reshape(rows, columns * block)
 
 
-def _chunks(weight: torch.Tensor, block: int) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor]]:
-    """Cut [N, K] into blocks, row by row, a few rows at a time.
+def _each_chunk(
+    weight: torch.Tensor, block: int, work: Callable[[slice, torch.Tensor, torch.Tensor], None]
+) -> None:
+    """Cut [N, K] into blocks, row by row, and call `work` for a few rows at a time, on all cores.
 
-    Yields where the chunk's blocks lie among all N * ceil(K / block); the blocks as columns, divided
+    `work` gets where the chunk's blocks lie among all N * ceil(K / block); the blocks as columns, divided
     by their largest magnitude, float32 [block, blocks]; and that magnitude, float32 [blocks].
     """
     n, k = weight.shape
     columns = -(-k // block)
     step = max(1, CHUNK // max(1, columns * block))
-    for start in range(0, n, step):
+
+    def run(start: int) -> None:
         rows = weight[start : start + step].detach().to(device="cpu", dtype=torch.float32)
         rows = torch.nn.functional.pad(rows, (0, columns * block - k))
         blocks = rows.reshape(-1, block).t().clone(memory_format=torch.contiguous_format)
@@ -214,7 +225,14 @@ def _chunks(weight: torch.Tensor, block: int) -> Iterator[tuple[slice, torch.Ten
                 f"{weight.dtype} weights; expected finite values: the checkpoint is damaged"
             )
         blocks.div_(torch.where(largest < NEGLIGIBLE, torch.inf, largest))
-        yield slice(start * columns, (start + len(rows)) * columns), blocks, largest
+        work(slice(start * columns, (start + len(rows)) * columns), blocks, largest)
+
+    pool = ThreadPoolExecutor(os.cpu_count())
+    try:
+        for _ in pool.map(run, range(0, n, step)):
+            pass
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _search(blocks: torch.Tensor, bits: int, zero_points: bool) -> tuple[torch.Tensor, torch.Tensor]:
