@@ -66,7 +66,11 @@ TEMPLATE = (
 
 
 class SyntheticCheckpoint:
-    """Random weights: matrices of standard deviation 1/sqrt(inputs), norms near 1, small coefficients."""
+    """Random weights: matrices of standard deviation 1/sqrt(inputs), norms near 1, small coefficients.
+
+    The norm of the queries holds the 1/sqrt(head_dim) that Gemma 3n's attention leaves to training: without
+    it every softmax is all but one-hot, and the network amplifies rounding a thousandfold.
+    """
 
     revision: str | None = None
 
@@ -92,6 +96,8 @@ class SyntheticCheckpoint:
         if len(shape) == 2:
             return self.rows(name, 0, shape[0])
         values = 1.0 + 0.1 * self._generator(name, 0).standard_normal(shape, dtype=np.float32)
+        if name.endswith("q_norm.weight"):
+            values *= np.float32(self.config.text.head_dim**-0.5)
         return torch.from_numpy(values)
 
     def rows(self, name: str, first: int, last: int) -> torch.Tensor:
