@@ -84,19 +84,31 @@ def read_config(path: Path) -> ModelConfig:
     Raises:
         CheckpointError: the file is missing, is not JSON, or does not describe a Gemma 3n model.
     """
+    data = read_json(path)
+    if data is None:
+        raise CheckpointError(
+            f"{path.parent} has no config.json: expected a Hugging Face checkpoint folder of Gemma 3n"
+        )
+    return parse_config(data, where=str(path))
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The object in one of a checkpoint's JSON files; None where there is no such file.
+
+    Raises:
+        CheckpointError: the file cannot be read, or holds something else.
+    """
     try:
         data = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
-        raise CheckpointError(
-            f"{path.parent} has no config.json: expected a Hugging Face checkpoint folder of Gemma 3n"
-        ) from None
+        return None
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not valid JSON ({error}): download the checkpoint again") from None
     if not isinstance(data, dict):
         raise CheckpointError(f"{path} holds {type(data).__name__}, expected a JSON object")
-    return parse_config(data, where=str(path))
+    return data
 
 
 def parse_config(data: dict[str, Any], *, where: str = "config") -> ModelConfig:

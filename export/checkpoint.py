@@ -6,7 +6,6 @@ Gemma3nTextModel gives them ("layers.0.mlp.up_proj.weight"), whatever the checkp
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from safetensors import SafetensorError, safe_open
 
-from edge_gemma.config import ModelConfig, read_config
+from edge_gemma.config import ModelConfig, read_config, read_json
 from edge_gemma.errors import CheckpointError, DependencyError
 from edge_gemma.export.synthetic import SyntheticCheckpoint
 
@@ -128,7 +127,7 @@ class FolderCheckpoint:
         path = self.folder / "chat_template.jinja"
         if path.is_file():
             return path.read_text("utf-8")
-        template = _read_json(self.folder / "tokenizer_config.json").get("chat_template")
+        template = (read_json(self.folder / "tokenizer_config.json") or {}).get("chat_template")
         if isinstance(template, str):
             return template
         raise CheckpointError(
@@ -137,7 +136,7 @@ class FolderCheckpoint:
         )
 
     def generation_config(self) -> dict[str, Any]:
-        return _read_json(self.folder / "generation_config.json")
+        return read_json(self.folder / "generation_config.json") or {}
 
     def _index(self) -> dict[str, Path]:
         """Full tensor name → file."""
@@ -148,7 +147,7 @@ class FolderCheckpoint:
                 raise CheckpointError(f"{self.folder} has no model.safetensors: expected safetensors weights")
             with _reading(single), safe_open(single, "pt") as file:
                 return dict.fromkeys(file.keys(), single)
-        weight_map = _read_json(index).get("weight_map")
+        weight_map = (read_json(index) or {}).get("weight_map")
         if not isinstance(weight_map, dict) or not all(isinstance(f, str) for f in weight_map.values()):
             raise CheckpointError(f"{index} has no weight_map of file names: download the checkpoint again")
         for name in sorted(set(weight_map.values())):
@@ -214,21 +213,6 @@ class _reading:
             raise CheckpointError(
                 f"{self.path} cannot be read ({error}): it is truncated or damaged, download it again"
             ) from None
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file; empty where the file does not exist."""
-    try:
-        data = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        return {}
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not valid JSON ({error}): download the checkpoint again") from None
-    if not isinstance(data, dict):
-        raise CheckpointError(f"{path} holds {type(data).__name__}, expected a JSON object")
-    return data
 
 
 def _download(repo: str, revision: str | None, token: str | None) -> Path:
