@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import click
-import torch
 
 import edge_gemma
 from benchmarks.report import print_report
@@ -21,8 +19,7 @@ from demo.data import TASKS, Item, held_out, is_right
 from edge_gemma.export.checkpoint import Checkpoint, open_checkpoint
 from edge_gemma.export.pipeline import export
 from edge_gemma.export.recipes import Recipe, load_recipes
-from edge_gemma.export.verify import load_reference
-from edge_gemma.runtime.tokenizer import Tokenizer
+from edge_gemma.export.verify import greedy_reference, load_reference
 
 CHECKPOINT = Path(__file__).parent.parent / "demo" / "checkpoint"
 CONTEXT = 256
@@ -48,9 +45,11 @@ def answer_all_with_transformers(checkpoint: Checkpoint, artifact: Path, items: 
         prompts = [runtime.encode(list(item.messages)) for item in items]
         stop = set(runtime.manifest.tokens.stop)
         tokenizer = runtime.tokenizer
-    return [
-        is_right(item, _greedy(model, ids, stop, tokenizer)) for item, ids in zip(items, prompts, strict=True)
-    ]
+    right = []
+    for item, ids in zip(items, prompts, strict=True):
+        answer, _ = greedy_reference(model, ids, MAX_NEW_TOKENS, stop=stop)
+        right.append(is_right(item, tokenizer.decode([token for token in answer if token not in stop])))
+    return right
 
 
 def export_demo(recipe: Recipe, folder: Path) -> Path:
@@ -58,19 +57,6 @@ def export_demo(recipe: Recipe, folder: Path) -> Path:
     target = folder / recipe.name
     export(open_checkpoint(str(CHECKPOINT)), recipe, target)
     return target
-
-
-def _greedy(model: Any, ids: list[int], stop: set[int], tokenizer: Tokenizer) -> str:
-    step, cache, answer = torch.tensor([ids]), None, []
-    with torch.no_grad():
-        while len(answer) < MAX_NEW_TOKENS:
-            output = model(input_ids=step, past_key_values=cache, use_cache=True)
-            token = int(output.logits[0, -1].argmax())
-            if token in stop:
-                break
-            answer.append(token)
-            step, cache = torch.tensor([[token]]), output.past_key_values
-    return tokenizer.decode(answer)
 
 
 @click.command()

@@ -103,12 +103,12 @@ def _logits(artifact: Path, questions: list) -> list:
     opened = artifacts.read(artifact)
     manifest = opened.manifest
     tokenizer = Tokenizer.from_file(opened.path(manifest.tokenizer))
-    template = ChatTemplate.from_source(opened.path(manifest.chat_template).read_text("utf-8"))
+    template = ChatTemplate.from_file(opened.path(manifest.chat_template))
     decoder = Decoder(opened)
     store = EmbeddingStore(opened.path(manifest.embeddings.file), manifest.embeddings)
     outputs = []
     for item in questions:
-        prompt = tokenizer.encode(template.render(list(item.messages)))
+        prompt = template.encode(item.messages, tokenizer)
         answer = [*tokenizer.encode(item.answer), manifest.tokens.stop[-1]]
         outputs.append(forced_logits(decoder, store, prompt, answer, chunk=128))
     store.close()

@@ -33,7 +33,7 @@ class VerificationError(EdgeGemmaError):
 @click.argument("source")
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder to create.")
 @click.option(
-    "--recipe", default="int4", show_default=True, help="fp32, int8, int4, or a recipe's .yaml file."
+    "--recipe", default="int4", show_default=True, help="fp32, int8, int4, int4-hq, or a recipe's .yaml file."
 )
 @click.option(
     "--global-kv",

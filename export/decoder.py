@@ -29,6 +29,12 @@ from edge_gemma.export.weights import WeightedGraph
 HEAD_SHARD_ROWS = 65_600  # a quarter of the vocabulary: loading peaks by the size of the largest matrix
 
 
+def head_shards(vocab_size: int) -> list[tuple[int, int]]:
+    """First and last (exclusive) row of each shard of the head."""
+    starts = range(0, vocab_size, HEAD_SHARD_ROWS)
+    return [(first, min(first + HEAD_SHARD_ROWS, vocab_size)) for first in starts]
+
+
 @dataclass(frozen=True)
 class Rows:
     """What belongs to the tokens a layer works on; changes once, when the rows are cut to the logits'."""
@@ -170,7 +176,7 @@ class DecoderBuilder:
         g = self.g
         with g.scope("mlp"):
             gate = g.linear(x, "mlp.gate_proj", "mlp")
-            sparsity = self.g.config.activation_sparsity_pattern[layer]
+            sparsity = g.config.activation_sparsity_pattern[layer]
             if sparsity > 0.0:
                 gate = self._gaussian_topk(gate, sparsity)
             up = g.linear(x, "mlp.up_proj", "mlp")
@@ -194,8 +200,7 @@ class DecoderBuilder:
         with g.scope("lm_head"):
             normed = g.rms(hidden, "norm")
             shards = []
-            for first in range(0, c.vocab_size, HEAD_SHARD_ROWS):
-                last = min(first + HEAD_SHARD_ROWS, c.vocab_size)
+            for first, last in head_shards(c.vocab_size):
                 weight = g.checkpoint.rows("embed_tokens.weight", first, last)
                 shards.append(g.matmul(normed, weight, "shard", "head"))
                 self.advance()

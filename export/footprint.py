@@ -7,9 +7,9 @@ import re
 
 from edge_gemma.artifact import MemorySpec
 from edge_gemma.config import FULL, SLIDING, TextConfig
-from edge_gemma.export.decoder import HEAD_SHARD_ROWS
+from edge_gemma.export.decoder import head_shards
 from edge_gemma.export.quantize import MatrixFormat
-from edge_gemma.export.recipes import Recipe
+from edge_gemma.export.recipes import KV_DTYPES, Recipe
 from edge_gemma.export.synthetic import text_shapes
 
 FLOAT_BYTES = 4
@@ -34,7 +34,7 @@ def memory_spec(config: TextConfig, recipe: Recipe, tokenizer_bytes: int) -> Mem
     c = config
     packed = [_packed(shape, fmt) for shape, fmt in _decoder_tensors(c, recipe)]
     row = {
-        kind: 2 * c.num_key_value_heads * c.head_dim * KV_BYTES[recipe.kv_cache[kind]] for kind in KV_KINDS
+        kind: 2 * c.num_key_value_heads * c.head_dim * KV_BYTES[recipe.kv_cache[kind]] for kind in KV_DTYPES
     }
     owning = c.layer_types[: c.first_shared_layer]
     return MemorySpec(
@@ -48,9 +48,6 @@ def memory_spec(config: TextConfig, recipe: Recipe, tokenizer_bytes: int) -> Mem
         sliding_window=c.sliding_window,
         tokenizer=tokenizer_bytes,
     )
-
-
-KV_KINDS = ("sliding", "global")
 
 
 def _scratch_per_token(c: TextConfig) -> int:
@@ -72,8 +69,7 @@ def _decoder_tensors(c: TextConfig, recipe: Recipe) -> list[tuple[tuple[int, ...
         kind = next((kind for pattern, kind in KINDS if re.match(pattern, name)), None)
         fmt = recipe.matrices[kind] if kind else None
         if kind == "head":
-            shards = range(0, shape[0], HEAD_SHARD_ROWS)
-            found += [((min(HEAD_SHARD_ROWS, shape[0] - first), shape[1]), fmt) for first in shards]
+            found += [((last - first, shape[1]), fmt) for first, last in head_shards(shape[0])]
         else:
             found.append((shape, fmt))
     return found

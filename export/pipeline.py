@@ -24,7 +24,7 @@ from edge_gemma.artifact import (
 from edge_gemma.config import TextConfig
 from edge_gemma.errors import CheckpointError, ExportError
 from edge_gemma.export.checkpoint import Checkpoint
-from edge_gemma.export.decoder import HEAD_SHARD_ROWS, DecoderBuilder
+from edge_gemma.export.decoder import DecoderBuilder, head_shards
 from edge_gemma.export.embeddings import embedding_layout, write_embeddings
 from edge_gemma.export.footprint import decoder_bytes, is_read, memory_spec
 from edge_gemma.export.recipes import Recipe
@@ -128,7 +128,7 @@ def _check_space(checkpoint: Checkpoint, recipe: Recipe, target: Path) -> None:
 
 def _write_decoder(checkpoint: Checkpoint, recipe: Recipe, folder: Path, progress: Progress) -> DecoderSpec:
     c: TextConfig = checkpoint.config.text
-    progress.stage("decoder", c.num_hidden_layers + math.ceil(c.vocab_size / HEAD_SHARD_ROWS))
+    progress.stage("decoder", c.num_hidden_layers + len(head_shards(c.vocab_size)))
     with WeightedGraph("gemma3n-decoder", folder / DECODER, checkpoint, recipe) as graph:
         spec = DecoderBuilder(graph, progress.advance).build(DECODER)
         graph.save()

@@ -7,7 +7,7 @@ by token, so that both prefill and decoding are compared, at every position.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,14 +58,14 @@ def verify(
     manifest = artifact.manifest
     _check_shapes(artifact, checkpoint.config.text)
     tokenizer = Tokenizer.from_file(artifact.path(manifest.tokenizer))
-    template = ChatTemplate.from_source(artifact.path(manifest.chat_template).read_text("utf-8"))
+    template = ChatTemplate.from_file(artifact.path(manifest.chat_template))
     reference = load_reference(checkpoint, progress)
     decoder = Decoder(artifact)
     store = EmbeddingStore(artifact.path(manifest.embeddings.file), manifest.embeddings)
     reports = []
     progress.stage("prompts", len(prompts))
     for prompt in prompts:
-        ids = tokenizer.encode(template.render(prompt))
+        ids = template.encode(prompt, tokenizer)
         tokens, expected = greedy_reference(reference, ids, new_tokens)
         found = forced_logits(decoder, store, ids, tokens, chunk=chunk)
         reports.append(compare(found, expected))
@@ -132,19 +132,19 @@ def reference_config(c: TextConfig) -> Any:
 
 
 def greedy_reference(
-    model: Any, prompt: Sequence[int], new_tokens: int
+    model: Any, prompt: Sequence[int], new_tokens: int, *, stop: Collection[int] = ()
 ) -> tuple[list[int], NDArray[np.float32]]:
     """The reference's greedy answer, and its logits at every position that predicts a token.
 
     Returns:
-        new_tokens ids, and logits float32 [len(prompt) + new_tokens - 1, V].
+        new_tokens ids, or those up to the first one in `stop`; and logits float32 [len(prompt) + ids - 1, V].
     """
     rows = []
     tokens: list[int] = []
     step = torch.tensor([list(prompt)])  # int64 [1, S]
     cache = None
     with torch.no_grad():
-        while len(tokens) < new_tokens:
+        while len(tokens) < new_tokens and not (tokens and tokens[-1] in stop):
             output = model(input_ids=step, past_key_values=cache, use_cache=True)
             cache = output.past_key_values
             rows.append(output.logits[0].float().numpy())

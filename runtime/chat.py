@@ -26,7 +26,11 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from edge_gemma.errors import ArtifactError, PromptError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import jinja2
+
+    from edge_gemma.runtime.tokenizer import Tokenizer
 
 Message = dict[str, Any]
 
@@ -69,6 +73,25 @@ class ChatTemplate:
                 "expected the checkpoint's jinja template: export the artifact again"
             ) from error
 
+    @classmethod
+    def from_file(cls, path: Path) -> ChatTemplate:
+        """Read and compile an artifact's `chat_template.jinja`; ArtifactError if it is none, or not UTF-8."""
+        try:
+            return cls.from_source(path.read_text("utf-8"))
+        except UnicodeDecodeError as error:
+            raise ArtifactError(
+                f"{path} is not UTF-8 text ({error.reason} at byte {error.start}): "
+                "copy or export the artifact again"
+            ) from None
+
+    def encode(self, messages: str | Sequence[Mapping[str, Any]], tokenizer: Tokenizer) -> list[int]:
+        """The ids of the prompt, in which only the template's own control tokens are control tokens.
+
+        Raises as `render_parts` does.
+        """
+        parts = self.render_parts(messages, tokenizer.special_tokens)
+        return [token for part in parts for token in tokenizer.encode(part)]
+
     def render(
         self, messages: str | Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True
     ) -> str:
@@ -88,11 +111,11 @@ class ChatTemplate:
     ) -> list[str]:
         """The prompt in parts: joined they equal `render`; encoded one by one they are safe.
 
-        `special_tokens` are the control tokens (`Tokenizer.special_tokens`); write the ids as
-        `[i for part in parts for i in tokenizer.encode(part)]`. Only the template's own control tokens
-        are then recognised: a cut goes through every other one, also one put together from two texts.
-        Any other conversation is a single part, so its ids are those of transformers. Raises as `render`
-        does, and ArtifactError if the template rewrites the texts, so that nothing can be told apart.
+        `special_tokens` are the control tokens (`Tokenizer.special_tokens`); `encode` writes the ids. Only
+        the template's own control tokens are then recognised: a cut goes through every other one, also
+        one put together from two texts. Any other conversation is a single part, so its ids are those of
+        transformers. Raises as `render` does, and ArtifactError if the template rewrites the texts, so
+        that nothing can be told apart.
         """
         guard = _Guard(special_tokens)
         plain = [_plain(message, guard.mark) for message in normalize(messages)]

@@ -15,7 +15,7 @@ from edge_gemma import artifact as artifacts
 from edge_gemma.console import print_table, show_progress
 from edge_gemma.errors import ContextLimitError, PromptError
 from edge_gemma.memory import DEFAULT_CHUNK, estimate, format_bytes
-from edge_gemma.runtime.engine import Model, Piece, Prompt, load
+from edge_gemma.runtime.engine import Model, Piece, load
 from edge_gemma.runtime.sampling import SamplingOptions
 from edge_gemma.runtime.statistics import Statistics
 
@@ -78,7 +78,7 @@ def run_command(
         if prompt is None and sys.stdin.isatty():
             raise PromptError("no prompt was given: pass one, or pipe it to standard input")
         prompt = _read_stdin()
-    messages = _messages(system, prompt)
+    messages = _with_system(system, [{"role": "user", "content": prompt}])
     with load(artifact, context=context, chunk=chunk, threads=threads) as model:
         if as_json:
             answer = model.generate(messages, **generation)
@@ -230,10 +230,6 @@ def _read_stdin() -> str:
         raise PromptError(
             f"standard input is not UTF-8 text ({error.reason} at byte {error.start})"
         ) from None
-
-
-def _messages(system: str | None, prompt: str) -> Prompt:
-    return _with_system(system, [{"role": "user", "content": prompt}])
 
 
 def _with_system(system: str | None, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:

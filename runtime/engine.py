@@ -12,7 +12,7 @@ from typing import Any
 
 from edge_gemma import artifact as artifacts
 from edge_gemma.artifact import Manifest
-from edge_gemma.errors import ArtifactError, ContextLimitError, EdgeGemmaError, PromptError
+from edge_gemma.errors import ContextLimitError, EdgeGemmaError, PromptError
 from edge_gemma.memory import DEFAULT_CHUNK, peak_resident_bytes, release_free_memory
 from edge_gemma.runtime.chat import ChatTemplate
 from edge_gemma.runtime.embeddings import EmbeddingStore
@@ -82,7 +82,7 @@ def load(
     # The tokenizer first: parsing it needs five times what it keeps, before the weights are there.
     tokenizer = Tokenizer.from_file(artifact.path(artifact.manifest.tokenizer))
     release_free_memory()
-    template = ChatTemplate.from_source(_read_text(artifact.path(artifact.manifest.chat_template)))
+    template = ChatTemplate.from_file(artifact.path(artifact.manifest.chat_template))
     decoder = Decoder(artifact, threads=threads)
     release_free_memory()
     store = EmbeddingStore(artifact.path(artifact.manifest.embeddings.file), artifact.manifest.embeddings)
@@ -93,16 +93,6 @@ def load(
         store,
         Generator(decoder, store, context=context, chunk=chunk),
     )
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text("utf-8")
-    except UnicodeDecodeError as error:
-        raise ArtifactError(
-            f"{path} is not UTF-8 text ({error.reason} at byte {error.start}): "
-            "copy or export the artifact again"
-        ) from None
 
 
 def _check_count(name: str, value: object) -> None:
@@ -145,8 +135,7 @@ class Model:
         Raises:
             PromptError: the messages are malformed or empty.
         """
-        parts = self._template.render_parts(prompt, self.tokenizer.special_tokens)
-        return [token for part in parts for token in self.tokenizer.encode(part)]
+        return self._template.encode(prompt, self.tokenizer)
 
     def stream(
         self,

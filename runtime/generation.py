@@ -10,7 +10,6 @@ from threading import Event
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_gemma.artifact import DecoderSpec
 from edge_gemma.runtime.embeddings import EmbeddingStore, RowCounters
 from edge_gemma.runtime.kv_cache import KvCache
 from edge_gemma.runtime.sampling import Sampler
@@ -28,10 +27,6 @@ class Generator:
         self.context = context
         self._cache = KvCache(decoder.spec, context=context, chunk=self._chunk)
         self._ids: list[int] = []  # the ids whose keys and values are in the cache
-
-    @property
-    def spec(self) -> DecoderSpec:
-        return self._decoder.spec
 
     def generate(
         self,

@@ -60,11 +60,11 @@ def _fit(folder: Path, text: str, tokens: int) -> str:
     from edge_gemma.runtime.tokenizer import Tokenizer
 
     tokenizer = Tokenizer.from_file(folder / artifacts.TOKENIZER)
-    template = ChatTemplate.from_source((folder / artifacts.CHAT_TEMPLATE).read_text("utf-8"))
+    template = ChatTemplate.from_file(folder / artifacts.CHAT_TEMPLATE)
     words = text.split()
     low, high = 1, len(words)
     while low < high:
         middle = (low + high + 1) // 2
-        size = len(tokenizer.encode(template.render(" ".join(words[:middle]))))
+        size = len(template.encode(" ".join(words[:middle]), tokenizer))
         low, high = (middle, high) if size <= tokens else (low, middle - 1)
     return " ".join(words[:low])
