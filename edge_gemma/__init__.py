@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from edge_gemma.runtime.engine import Piece as Piece
     from edge_gemma.runtime.engine import load as load
     from edge_gemma.runtime.sampling import SamplingOptions as SamplingOptions
+    from edge_gemma.runtime.speech import SpeechSegment as SpeechSegment
+    from edge_gemma.runtime.speech import Transcript as Transcript
     from edge_gemma.runtime.statistics import Statistics as Statistics
 
 __version__ = "0.1.0"
@@ -30,7 +32,9 @@ _HOMES = {
     "Answer": "edge_gemma.runtime.engine",
     "Piece": "edge_gemma.runtime.engine",
     "SamplingOptions": "edge_gemma.runtime.sampling",
+    "SpeechSegment": "edge_gemma.runtime.speech",
     "Statistics": "edge_gemma.runtime.statistics",
+    "Transcript": "edge_gemma.runtime.speech",
     "EdgeGemmaError": "edge_gemma.errors",
 }
 __all__ = ["__version__", *_HOMES]

@@ -17,10 +17,12 @@ from typing import Any
 from edge_gemma.errors import ArtifactError, FormatVersionError
 from edge_gemma.schema import SchemaError, from_dict
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 EMBEDDINGS = "embeddings.bin"
 DECODER = "decoder.onnx"
+AUDIO_ENCODER = "audio_encoder.onnx"
+VISION_ENCODER = "vision_encoder.onnx"
 TOKENIZER = "tokenizer.json"
 CHAT_TEMPLATE = "chat_template.jinja"
 HASH_CHUNK = 1 << 20
@@ -102,6 +104,49 @@ class EmbeddingSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AudioSpec:
+    """The audio encoder: one clip in, its soft tokens out; the log-mel front end is inside the graph.
+
+    `input` is the waveform, float32 [samples] in [-1, 1], mono; `output` its soft tokens, float32
+    [tokens(samples), H]. In a prompt a clip always takes `soft_tokens` places: its own soft tokens first,
+    then ordinary ids `fill_token`.
+    """
+
+    file: str
+    input: TensorSpec
+    output: TensorSpec
+    sample_rate: int  # Hz
+    min_samples: int  # shorter clips need silence behind them
+    max_samples: int  # longer ones must be cut
+    pad_multiple: int  # the graph pads a clip to a multiple of this with zeros
+    frame: int  # samples of a frame of the spectrogram
+    hop: int  # samples from one frame to the next
+    frames_per_token: int
+    soft_tokens: int
+    fill_token: int
+    memory: int  # bytes that encoding the longest clip adds to resident memory, an estimate
+
+    def tokens(self, samples: int) -> int:
+        """How many soft tokens a clip of so many samples has."""
+        padded = -(-samples // self.pad_multiple) * self.pad_multiple
+        return -(-((padded - self.frame) // self.hop + 1) // self.frames_per_token)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisionSpec:
+    """The vision encoder: one image in, its soft tokens out; resize and rescale are inside the graph.
+
+    `input` is the image, uint8 [height, width, 3] RGB of any size; `output` float32 [soft_tokens, H].
+    """
+
+    file: str
+    input: TensorSpec
+    output: TensorSpec
+    soft_tokens: int
+    memory: int  # bytes that encoding an image adds to resident memory, an estimate
+
+
+@dataclass(frozen=True, kw_only=True)
 class TokenSpec:
     """Special token ids."""
 
@@ -165,6 +210,8 @@ class Manifest:
     max_context: int
     tokens: TokenSpec
     decoder: DecoderSpec
+    audio: AudioSpec | None  # None where the checkpoint has no audio tower
+    vision: VisionSpec | None
     embeddings: EmbeddingSpec
     tokenizer: str
     chat_template: str
@@ -237,7 +284,7 @@ def _read_manifest(folder: Path) -> Manifest:
     except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{path} is not valid JSON ({error}): export the artifact again") from None
     version = data.get("format_version") if isinstance(data, dict) else None
-    if not isinstance(version, int):
+    if type(version) is not int:
         raise ArtifactError(f"{path} has no format_version: expected an artifact made by `edge-gemma export`")
     if version != FORMAT_VERSION:
         advice = "upgrade edge-gemma" if version > FORMAT_VERSION else "export it again with this edge-gemma"
@@ -248,7 +295,9 @@ def _read_manifest(folder: Path) -> Manifest:
         manifest = from_dict(Manifest, data)
     except SchemaError as error:
         raise ArtifactError(f"{path}: {error}; export the artifact again") from None
-    needed = (manifest.decoder.file, manifest.embeddings.file, manifest.tokenizer, manifest.chat_template)
+    encoders = [spec.file for spec in (manifest.audio, manifest.vision) if spec]
+    needed = [manifest.decoder.file, manifest.embeddings.file, manifest.tokenizer, manifest.chat_template]
+    needed += encoders
     for name in (*manifest.files, *needed):
         if name in ("", ".", "..") or Path(name).name != name or "\\" in name:
             raise ArtifactError(f"{path} names the file {name!r}: expected a plain name inside the folder")

@@ -19,6 +19,9 @@ COMMANDS = {
     "verify": ("edge_gemma.export.cli", "Compare an artifact with transformers on its checkpoint."),
     "run": ("edge_gemma.runtime.cli", "Answer one prompt."),
     "chat": ("edge_gemma.runtime.cli", "Talk with the model."),
+    "transcribe": ("edge_gemma.runtime.media_cli", "Write down what is said in recordings."),
+    "translate": ("edge_gemma.runtime.media_cli", "Translate what is said in recordings."),
+    "describe": ("edge_gemma.runtime.media_cli", "Answer a question about images."),
     "inspect": ("edge_gemma.runtime.cli", "Show what is in an artifact and the memory it needs."),
     "doctor": ("edge_gemma.runtime.cli", "Show what this machine offers and what would be used."),
 }

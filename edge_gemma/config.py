@@ -1,4 +1,4 @@
-"""The Gemma 3n text architecture, read from a checkpoint's config.json."""
+"""The Gemma 3n architecture, read from a checkpoint's config.json."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ class MediaVocabulary:
     size: int  # number of ids
     hidden_size: int  # width of the tower's table
     rms_norm_eps: float
+    soft_tokens: int  # places that one clip or image takes in a prompt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,8 +126,8 @@ def parse_config(data: dict[str, Any], *, where: str = "config") -> ModelConfig:
     try:
         return ModelConfig(
             text=_parse_text(text, where),
-            vision=_parse_media(data.get("vision_config")),
-            audio=_parse_media(data.get("audio_config")),
+            vision=_parse_media(data, "vision", 256),
+            audio=_parse_media(data, "audio", 188),
             token_ids={
                 name: _integer(data, f"{name}_token_id", least=0)
                 for name in ("boi", "eoi", "image", "boa", "eoa", "audio")
@@ -250,12 +251,15 @@ def _check(config: TextConfig, text: dict[str, Any]) -> None:
         raise ValueError("tie_word_embeddings is false, expected the head to be tied to the embedding")
 
 
-def _parse_media(media: dict[str, Any] | None) -> MediaVocabulary | None:
+def _parse_media(data: dict[str, Any], tower: str, soft_tokens: int) -> MediaVocabulary | None:
+    media = data.get(f"{tower}_config")
     if not media:
         return None
+    places = f"{tower}_soft_tokens_per_image"  # transformers' name, for audio too
     return MediaVocabulary(
         offset=_integer(media, "vocab_offset"),
         size=_integer(media, "vocab_size"),
         hidden_size=_integer(media, "hidden_size"),
         rms_norm_eps=_number(media, "rms_norm_eps"),
+        soft_tokens=_integer({places: soft_tokens} | data, places),
     )

@@ -30,7 +30,9 @@ def show_progress() -> Iterator[Progress]:
         MofNCompleteColumn(),
         TimeElapsedColumn(),
     )
-    with Bars(*columns, console=Console(stderr=True)) as bars:
+    # What is printed meanwhile goes above the bars on a terminal, and untouched to a file or a pipe.
+    shared = sys.stdout.isatty()
+    with Bars(*columns, console=Console(stderr=True), redirect_stdout=shared) as bars:
         yield _Stages(bars)
 
 

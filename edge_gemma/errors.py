@@ -7,7 +7,8 @@
     ├── ArtifactError        an artifact is missing, damaged, or not one this version reads
     │   └── FormatVersionError   it was written by a newer edge-gemma
     ├── PromptError          the messages, the prompt or a sampling option cannot be used
-    │   └── ContextLimitError    prompt and answer do not fit the context
+    │   ├── ContextLimitError    prompt and answer do not fit the context
+    │   └── MediaError           a sound or an image cannot be read
     └── DependencyError      an optional package is missing; the message names the extra
 
 A message says what was found, what was expected, and what to do; the command line prints it
@@ -59,6 +60,10 @@ class PromptError(EdgeGemmaError):
 
 class ContextLimitError(PromptError):
     """The prompt and the answer asked for do not fit the context."""
+
+
+class MediaError(PromptError):
+    """A sound or an image cannot be read, or not as given."""
 
 
 class DependencyError(EdgeGemmaError):

@@ -30,6 +30,7 @@ class Checkpoint(Protocol):
     name: str
     revision: str | None
     config: ModelConfig
+    config_json: dict[str, Any]  # what config was read from; transformers builds the towers from it
 
     def tensor(self, name: str) -> torch.Tensor:
         """A whole tensor, in the dtype it is stored in.
@@ -54,6 +55,9 @@ class Checkpoint(Protocol):
 
     def generation_config(self) -> dict[str, Any]:
         """Contents of generation_config.json; empty where there is none."""
+
+    def image_processor(self) -> dict[str, Any]:
+        """How images are prepared, under the names of transformers' image processor; empty if not said."""
 
 
 def open_checkpoint(source: str, *, revision: str | None = None, token: str | None = None) -> Checkpoint:
@@ -87,6 +91,7 @@ class FolderCheckpoint:
         if not folder.is_dir():
             raise CheckpointError(f"{folder} is a file: expected a checkpoint folder with config.json")
         self.config = read_config(folder / "config.json")
+        self.config_json = read_json(folder / "config.json") or {}
         self._files = self._index()
         self._prefix = self._text_prefix()
 
@@ -137,6 +142,12 @@ class FolderCheckpoint:
 
     def generation_config(self) -> dict[str, Any]:
         return read_json(self.folder / "generation_config.json") or {}
+
+    def image_processor(self) -> dict[str, Any]:
+        nested = (read_json(self.folder / "processor_config.json") or {}).get("image_processor")
+        if isinstance(nested, dict):
+            return nested
+        return read_json(self.folder / "preprocessor_config.json") or {}
 
     def _index(self) -> dict[str, Path]:
         """Full tensor name → file."""

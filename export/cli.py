@@ -7,20 +7,26 @@ import math
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from edge_gemma.artifact import Manifest
+from edge_gemma.artifact import Artifact, Manifest, read
 from edge_gemma.console import print_table, show_progress
 from edge_gemma.errors import EdgeGemmaError
-from edge_gemma.export.checkpoint import open_checkpoint
+from edge_gemma.export.checkpoint import Checkpoint, open_checkpoint
 from edge_gemma.export.pipeline import export
 from edge_gemma.export.recipes import KV_DTYPES, find_recipe
 from edge_gemma.export.verify import PROMPTS, verify
 from edge_gemma.memory import format_bytes, peak_resident_bytes
+from edge_gemma.progress import Progress
+
+if TYPE_CHECKING:
+    from edge_gemma.export.verify_encoders import EncoderReport
 
 # recipe → largest relative error and smallest argmax agreement that pass without options
 TOLERANCES = {"fp32": (1e-4, 1.0)}
+ENCODER_TOLERANCE = 1e-3  # largest relative error of an fp32 encoder
 
 
 class VerificationError(EdgeGemmaError):
@@ -40,6 +46,10 @@ class VerificationError(EdgeGemmaError):
     type=click.Choice(KV_DTYPES["global"]),
     help="KV cache of the full-attention layers. [as the recipe says]",
 )
+@click.option("--audio/--no-audio", default=True, help="Export the audio encoder, where there is one. [yes]")
+@click.option(
+    "--vision/--no-vision", default=True, help="Export the vision encoder, where there is one. [yes]"
+)
 @click.option("--revision", help="Branch, tag or commit of a hub id.")
 @click.option("--token", envvar="HF_TOKEN", help="Hub token, for gated models. [env: HF_TOKEN]")
 @click.option("--overwrite", is_flag=True, help="Replace an artifact that is already there.")
@@ -49,20 +59,30 @@ def export_command(
     output: Path,
     recipe: str,
     global_kv: str | None,
+    audio: bool,
+    vision: bool,
     revision: str | None,
     token: str | None,
     overwrite: bool,
     as_json: bool,
 ) -> None:
     """Make an artifact of SOURCE: a checkpoint folder, a hub id such as google/gemma-3n-E2B-it, or
-    synthetic:E2B, synthetic:E4B, synthetic:tiny (random weights of that shape)."""
+    synthetic:E2B, synthetic:E4B, synthetic:tiny, synthetic:tiny-media (random weights of that shape)."""
     began = time.perf_counter()
     chosen = find_recipe(recipe)
     if global_kv:
         chosen = replace(chosen, kv_cache=chosen.kv_cache | {"global": global_kv})
     checkpoint = open_checkpoint(source, revision=revision, token=token)
     with show_progress() as progress:
-        manifest = export(checkpoint, chosen, output, overwrite=overwrite, progress=progress)
+        manifest = export(
+            checkpoint,
+            chosen,
+            output,
+            audio=audio,
+            vision=vision,
+            overwrite=overwrite,
+            progress=progress,
+        )
     seconds = time.perf_counter() - began
     if as_json:
         click.echo(json.dumps(_summary(manifest, output, seconds)))
@@ -100,17 +120,19 @@ def verify_command(
     """Compare ARTIFACT with transformers on its checkpoint, logits by logits.
 
     The reference holds the whole checkpoint in float32: four bytes of memory for each parameter."""
-    from edge_gemma.artifact import read
-
-    recipe = read(artifact).manifest.recipe
+    opened = read(artifact)
+    recipe = opened.manifest.recipe
     checkpoint = open_checkpoint(against, revision=revision, token=token)
     with show_progress() as progress:
         report = verify(
             artifact, checkpoint, prompts=prompts or PROMPTS, new_tokens=new_tokens, progress=progress
         )
+        encoders = _verify_encoders(opened, checkpoint, progress)
     if as_json:
         measures = {k: v if math.isfinite(v) else None for k, v in report.to_dict().items()}
-        click.echo(json.dumps({"artifact": str(artifact), "against": against, "recipe": recipe} | measures))
+        soft = {kind: found.to_dict() for kind, found in encoders.items()}
+        names = {"artifact": str(artifact), "against": against, "recipe": recipe}
+        click.echo(json.dumps(names | measures | {"encoders": soft}))
     else:
         rows = [
             ("positions compared", str(report.positions)),
@@ -122,6 +144,9 @@ def verify_command(
             ("signal to noise", f"{report.snr_db:.1f} dB"),
             ("top-10 overlap", f"{report.top10_overlap:.1%}"),
         ]
+        for kind, found in encoders.items():
+            rows.append((f"{kind}: relative error, max", f"{found.max_relative_error:.3g}"))
+            rows.append((f"{kind}: signal to noise", f"{found.snr_db:.1f} dB"))
         print_table(f"{artifact} (recipe {recipe}) against {against}", rows)
     default_error, default_agreement = TOLERANCES.get(recipe, (None, None))
     limit = default_error if max_relative_error is None else max_relative_error
@@ -130,6 +155,23 @@ def verify_command(
         raise VerificationError(f"relative error {report.max_relative_error:.3g} is above {limit:g}")
     if floor is not None and report.argmax_agreement < floor:
         raise VerificationError(f"argmax agreement {report.argmax_agreement:.2%} is below {floor:.2%}")
+
+    for kind, found in encoders.items():
+        if recipe == "fp32" and found.max_relative_error > ENCODER_TOLERANCE:
+            raise VerificationError(
+                f"relative error {found.max_relative_error:.3g} of the {kind} encoder is above "
+                f"{ENCODER_TOLERANCE:g}"
+            )
+
+
+def _verify_encoders(
+    opened: Artifact, checkpoint: Checkpoint, progress: Progress
+) -> dict[str, EncoderReport]:
+    if not (opened.manifest.audio or opened.manifest.vision):
+        return {}
+    from edge_gemma.export.verify_encoders import verify_encoders  # imports torch's exporter
+
+    return verify_encoders(opened, checkpoint, progress)
 
 
 def _summary(manifest: Manifest, output: Path, seconds: float) -> dict[str, object]:

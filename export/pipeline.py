@@ -14,11 +14,13 @@ from edge_gemma.artifact import (
     EMBEDDINGS,
     FORMAT_VERSION,
     TOKENIZER,
+    AudioSpec,
     DecoderSpec,
     FileSpec,
     Manifest,
     ParameterSpec,
     SourceSpec,
+    VisionSpec,
     sha256,
 )
 from edge_gemma.config import TextConfig
@@ -38,6 +40,9 @@ from edge_gemma.progress import Progress, Silent
 # The oldest onnxruntime whose CPU provider has every operator of the graph: GroupQueryAttention with a
 # shared KV, HyperConnectionPostMix.
 MINIMUM_ONNXRUNTIME = "1.32"
+# A tensor of each tower, by which a checkpoint that has one is known.
+AUDIO_TOWER = "audio_tower.subsample_conv_projection.input_proj_linear.weight"
+VISION_TOWER = "vision_tower.timm_model.conv_stem.conv.weight"
 
 
 def export(
@@ -45,10 +50,14 @@ def export(
     recipe: Recipe,
     target: Path,
     *,
+    audio: bool = True,
+    vision: bool = True,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Manifest:
     """Write the artifact of `checkpoint` under `recipe` to the folder `target`.
+
+    `audio` and `vision` ask for the encoders, where the checkpoint has them.
 
     Raises:
         ExportError: the target exists and `overwrite` is false; the disk is full or cannot be written.
@@ -61,6 +70,8 @@ def export(
     with staging(target, overwrite=overwrite) as folder:
         tokens = write_tokenizer(checkpoint, folder)
         decoder = _write_decoder(checkpoint, recipe, folder, progress)
+        hearing = _write_audio_encoder(checkpoint, recipe, folder, progress) if audio else None
+        seeing = _write_vision_encoder(checkpoint, recipe, folder, progress) if vision else None
         embeddings = write_embeddings(checkpoint, recipe, folder / EMBEDDINGS, progress)
         memory = memory_spec(checkpoint.config.text, recipe, (folder / TOKENIZER).stat().st_size)
         manifest = Manifest(
@@ -76,6 +87,8 @@ def export(
             max_context=checkpoint.config.text.max_position_embeddings,
             tokens=tokens,
             decoder=decoder,
+            audio=hearing,
+            vision=seeing,
             embeddings=embeddings,
             tokenizer=TOKENIZER,
             chat_template=CHAT_TEMPLATE,
@@ -133,6 +146,26 @@ def _write_decoder(checkpoint: Checkpoint, recipe: Recipe, folder: Path, progres
         spec = DecoderBuilder(graph, progress.advance).build(DECODER)
         graph.save()
     return spec
+
+
+def _write_audio_encoder(
+    checkpoint: Checkpoint, recipe: Recipe, folder: Path, progress: Progress
+) -> AudioSpec | None:
+    if not (checkpoint.config.audio and checkpoint.has(AUDIO_TOWER)):
+        return None
+    from edge_gemma.export.audio import export_audio_encoder  # the exporter of torch takes seconds to import
+
+    return export_audio_encoder(checkpoint, recipe, folder, progress)
+
+
+def _write_vision_encoder(
+    checkpoint: Checkpoint, recipe: Recipe, folder: Path, progress: Progress
+) -> VisionSpec | None:
+    if not (checkpoint.config.vision and checkpoint.has(VISION_TOWER)):
+        return None
+    from edge_gemma.export.vision import export_vision_encoder
+
+    return export_vision_encoder(checkpoint, recipe, folder, progress)
 
 
 def _hash_files(folder: Path, progress: Progress) -> dict[str, FileSpec]:

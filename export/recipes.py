@@ -13,7 +13,7 @@ from edge_gemma.export.quantize import MatrixFormat
 from edge_gemma.schema import SchemaError, from_dict
 
 BUILT_IN = Path(__file__).with_name("recipes.yaml")
-MATRIX_KINDS = ("attention", "mlp", "head", "altup", "laurel", "per_layer_input")
+MATRIX_KINDS = ("attention", "mlp", "head", "altup", "laurel", "per_layer_input", "audio", "vision")
 ROW_KINDS = ("embedding", "per_layer")
 KV_DTYPES = {"sliding": ("float32", "float16"), "global": ("float32", "float16", "int8")}
 

@@ -1,15 +1,18 @@
 """Compares an artifact with transformers on the checkpoint it came from.
 
-The reference is Gemma3nForCausalLM in float32 with eager attention. It answers each prompt greedily; the
+The reference is transformers' model in float32 with eager attention. It answers each prompt greedily; the
 artifact, run by the runtime that ships, is fed the same ids: the prompt in chunks, then the answer token
 by token, so that both prefill and decoding are compared, at every position.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import copy
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -20,6 +23,7 @@ from edge_gemma.config import TextConfig
 from edge_gemma.errors import ArtifactError, DependencyError
 from edge_gemma.export.checkpoint import Checkpoint
 from edge_gemma.export.parity import ParityReport, combine, compare
+from edge_gemma.export.timm_support import repair_torchvision
 from edge_gemma.progress import Progress, Silent
 from edge_gemma.runtime.chat import ChatTemplate
 from edge_gemma.runtime.embeddings import EmbeddingStore
@@ -35,6 +39,7 @@ PROMPTS = (
     "Write a Python function that returns the n-th Fibonacci number, then explain how it works, line by "
     "line, to somebody who has never programmed before and who would like to know what a function is.",
 )
+HARD_EMBEDDINGS = ("embed_vision.embedding.weight", "embed_audio.embedding.weight")
 ROW_CHUNK = 8192  # rows of a large table copied at once
 
 
@@ -75,19 +80,30 @@ def verify(
 
 
 def load_reference(checkpoint: Checkpoint, progress: Progress | None = None) -> Any:
-    """transformers' model with the checkpoint's weights in float32 and eager attention."""
+    """transformers' model with the checkpoint's weights in float32 and eager attention, without the towers.
+
+    It is Gemma3nForConditionalGeneration where the checkpoint has hard embeddings of images and audio, which
+    replace those of their ids; else Gemma3nForCausalLM.
+    """
+    repair_torchvision()
     try:
-        from transformers import Gemma3nForCausalLM
+        from transformers import Gemma3nForCausalLM, Gemma3nForConditionalGeneration
         from transformers.initialization import no_init_weights
     except ImportError:
         raise DependencyError("transformers is missing: pip install 'edge-gemma[export]'") from None
     progress = progress or Silent()
-    config = reference_config(checkpoint.config.text)
-    config._attn_implementation = "eager"
-    with no_init_weights():
-        model: Any = Gemma3nForCausalLM(config)
+    model: Any
+    with no_init_weights(), _no_towers():
+        if all(map(checkpoint.has, HARD_EMBEDDINGS)):
+            model = Gemma3nForConditionalGeneration(_whole_config(checkpoint))
+        else:
+            model = Gemma3nForCausalLM(reference_config(checkpoint.config.text))
     model.eval()
-    parameters = dict(model.model.named_parameters())
+    text = getattr(model.model, "language_model", model.model)
+    parameters = dict(text.named_parameters())
+    for embedder in ("embed_vision", "embed_audio"):
+        if module := getattr(model.model, embedder, None):
+            parameters |= {f"{embedder}.{name}": p for name, p in module.named_parameters()}
     progress.stage("reference", len(parameters))
     with torch.no_grad():
         for name, parameter in parameters.items():
@@ -98,15 +114,38 @@ def load_reference(checkpoint: Checkpoint, progress: Progress | None = None) -> 
             else:
                 parameter.copy_(checkpoint.tensor(name).float())
             progress.advance()
-    model.lm_head.weight = model.model.embed_tokens.weight
+    model.lm_head.weight = text.embed_tokens.weight
     return model
 
 
+@contextmanager
+def _no_towers() -> Iterator[None]:
+    """Gemma3nModel made inside has neither tower: they are not run, and are large."""
+    from transformers.models.gemma3n import modeling_gemma3n
+
+    real = modeling_gemma3n.AutoModel.from_config
+
+    def from_config(config: Any, **options: Any) -> Any:
+        return real(config, **options) if config.model_type == "gemma3n_text" else torch.nn.Identity()
+
+    with mock.patch.object(modeling_gemma3n.AutoModel, "from_config", from_config):
+        yield
+
+
+def _whole_config(checkpoint: Checkpoint) -> Any:
+    from transformers import Gemma3nConfig
+
+    config = Gemma3nConfig.from_dict(copy.deepcopy(checkpoint.config_json))
+    config._attn_implementation = config.text_config._attn_implementation = "eager"
+    return config
+
+
 def reference_config(c: TextConfig) -> Any:
-    """transformers' Gemma3nTextConfig of the same shape."""
+    """transformers' Gemma3nTextConfig of the same shape, with eager attention."""
     from transformers import Gemma3nTextConfig
 
     return Gemma3nTextConfig(
+        attn_implementation="eager",
         vocab_size=c.vocab_size,
         vocab_size_per_layer_input=c.vocab_size_per_layer_input,
         hidden_size=c.hidden_size,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,6 +13,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach a hub
 sys.path.insert(0, str(Path(__file__).parent))  # `import tiny` in every test folder
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))  # `import demo`
+
+from edge_gemma.export.timm_support import repair_torchvision  # noqa: E402
+
+repair_torchvision()  # before any test imports a model of transformers
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -38,4 +43,24 @@ def tiny_artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     target = tmp_path_factory.mktemp("artifacts") / "tiny-int4"
     export(open_checkpoint("synthetic:tiny"), find_recipe("int4"), target)
+    return target
+
+
+@pytest.fixture(scope="session")
+def multimodal_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A random checkpoint with all three towers, and transformers' model of it: a multimodal.Multimodal."""
+    import multimodal
+
+    return multimodal.make(tmp_path_factory.mktemp("checkpoints") / "multimodal")
+
+
+@pytest.fixture(scope="session")
+def media_artifact(multimodal_checkpoint: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its fp32 artifact; read-only."""
+    from edge_gemma.export.checkpoint import open_checkpoint
+    from edge_gemma.export.pipeline import export
+    from edge_gemma.export.recipes import find_recipe
+
+    target = tmp_path_factory.mktemp("artifacts") / "multimodal-fp32"
+    export(open_checkpoint(str(multimodal_checkpoint.folder)), find_recipe("fp32"), target)
     return target

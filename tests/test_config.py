@@ -72,7 +72,7 @@ def test_googles_form_and_that_of_transformers_5_are_one(tmp_path: Path) -> None
         without("rope_theta", "rope_local_base_freq", "rope_scaling"),
         without("altup_correct_scale", "max_position_embeddings", "attention_bias", "hidden_activation"),
         {"model_type": "gemma3n", "text_config": GOOGLE},
-        CONFIGS["E2B"],
+        CONFIGS["E2B"]["text_config"],
     ],
 )
 def test_what_is_left_out_is_googles(data: dict[str, Any]) -> None:

@@ -6,15 +6,18 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import tiny
+import torch
 
 from edge_gemma.cli import run
 from edge_gemma.errors import ArtifactError
 from edge_gemma.export import verify as verification
-from edge_gemma.export.checkpoint import open_checkpoint
+from edge_gemma.export import verify_encoders
+from edge_gemma.export.checkpoint import Checkpoint, open_checkpoint
 from edge_gemma.export.parity import ParityReport
 from edge_gemma.export.pipeline import export
 from edge_gemma.export.recipes import find_recipe
@@ -70,8 +73,9 @@ def test_json_has_every_measure(
     out, err = capsys.readouterr()
     data = json.loads(out)
     assert err == "" and out.count("\n") == 1
-    assert set(data) == {"artifact", "against", "recipe"} | set(ParityReport.__annotations__)
+    assert set(data) == {"artifact", "against", "recipe", "encoders"} | set(ParityReport.__annotations__)
     assert (data["artifact"], data["recipe"], data["argmax_agreement"]) == (str(exact), "fp32", 1.0)
+    assert data["encoders"] == {}
 
 
 def test_another_checkpoint_is_told(exact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -129,3 +133,36 @@ def test_what_cannot_be_opened(exact: Path, tmp_path: Path, capsys: pytest.Captu
     assert run(["verify", str(damaged), "--against", "synthetic:tiny"]) == 5
     err = capsys.readouterr().err
     assert err.count("error: ") == err.count("\n") == 4
+
+
+def test_encoders_are_compared(
+    multimodal_checkpoint: Any, media_artifact: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    against = ["--against", str(multimodal_checkpoint.folder)]
+    assert run(["verify", str(media_artifact), *against, "--json", *QUICK]) == 0
+    found = json.loads(capsys.readouterr().out)["encoders"]
+    assert set(found) == {"audio", "vision"}
+    for report in found.values():
+        assert report["max_relative_error"] <= 1e-3 and report["snr_db"] >= 50
+    assert run(["verify", str(media_artifact), *against, *QUICK]) == 0
+    assert "vision: signal to noise" in capsys.readouterr().out
+
+
+def test_an_encoder_of_other_weights_fails(
+    multimodal_checkpoint: Any,
+    media_artifact: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    real = verify_encoders.load_encoder
+
+    def other(checkpoint: Checkpoint, kind: str) -> Any:
+        encoder = real(checkpoint, kind)
+        with torch.no_grad():
+            for parameter in encoder.parameters():
+                parameter.mul_(1.01)
+        return encoder
+
+    monkeypatch.setattr(verify_encoders, "load_encoder", other)
+    assert run(["verify", str(media_artifact), "--against", str(multimodal_checkpoint.folder), *QUICK]) == 7
+    assert "of the audio encoder is above 0.001" in capsys.readouterr().err

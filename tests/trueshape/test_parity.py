@@ -17,7 +17,7 @@ from edge_gemma.runtime.embeddings import EmbeddingStore
 from edge_gemma.runtime.session import Decoder
 
 pytestmark = [pytest.mark.trueshape, pytest.mark.timeout(1200)]
-CONFIG = CONFIGS["E2B"] | {
+CONFIG = CONFIGS["E2B"]["text_config"] | {
     "num_hidden_layers": 10,
     "num_kv_shared_layers": 3,
     "activation_sparsity_pattern": [0.95] * 3 + [0.0] * 7,
