@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO := artifacts/demo
 
-.PHONY: install demo test lint types fast trueshape eval clean
+.PHONY: install espeak demo test lint types fast trueshape eval clean
 
 install: $(VENV)/.installed
 
@@ -13,6 +13,12 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -m venv $(VENV) || { echo "no virtual environment could be made: apt-get install python3-venv"; exit 1; }
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[export,dev]'
 	@touch $@
+
+# speaks the demo's held-out sentences; Debian has it
+espeak:
+	@command -v espeak-ng >/dev/null \
+	  || { [ "$$(id -u)" = 0 ] && apt-get -qq update && apt-get -qq install -y espeak-ng >/dev/null; } \
+	  || { echo "espeak-ng is missing: apt-get install espeak-ng"; exit 1; }
 
 demo: install
 	$(BIN)/edge-gemma export demo/checkpoint -o $(DEMO) --overwrite
@@ -30,7 +36,7 @@ lint: install
 types: install
 	$(BIN)/mypy
 
-fast: install
+fast: install espeak
 	$(BIN)/pytest -q -m "not trueshape"
 
 # random weights at E2B's true shape: about 4 GB of disk, 2 GiB of memory, ten minutes
@@ -38,7 +44,7 @@ trueshape: install
 	$(BIN)/pytest -q -m trueshape
 
 # the demo checkpoint's held-out tasks, transformers beside every recipe
-eval: install
+eval: install espeak
 	$(BIN)/python -m benchmarks.demo_accuracy
 
 clean:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import functools
+import glob
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import click
 
 from edge_gemma import artifact as artifacts
 from edge_gemma.console import print_table, show_progress
-from edge_gemma.errors import ContextLimitError, PromptError
+from edge_gemma.errors import ContextLimitError, MediaError, PromptError
 from edge_gemma.memory import DEFAULT_CHUNK, estimate, format_bytes
 from edge_gemma.runtime.engine import Model, Piece, load
 from edge_gemma.runtime.sampling import SamplingOptions
@@ -23,14 +25,14 @@ F = TypeVar("F", bound=Callable[..., Any])
 DEFAULTS = SamplingOptions()
 
 
-def generation_options(command: F) -> F:
-    """Options that every command that generates takes."""
-    options = [
+def generation_options(*, temperature: float = DEFAULTS.temperature) -> Callable[[F], F]:
+    """Options that every command that generates takes: passed on to `Model.stream`."""
+    return _together(
         click.option(
             "--max-new-tokens", type=click.IntRange(1), help="Longest answer. [what the context holds]"
         ),
         click.option(
-            "--temperature", type=float, default=DEFAULTS.temperature, show_default=True, help="0 is greedy."
+            "--temperature", type=float, default=temperature, show_default=True, help="0 is greedy."
         ),
         click.option("--top-k", type=int, default=DEFAULTS.top_k, show_default=True, help="0 turns it off."),
         click.option("--top-p", type=float, default=DEFAULTS.top_p, show_default=True),
@@ -40,7 +42,20 @@ def generation_options(command: F) -> F:
         ),
         click.option("--seed", type=int, help="Makes sampling repeatable."),
         click.option("--stop", multiple=True, help="Text that ends the answer; may be repeated."),
-        click.option("--system", help="System instruction."),
+    )
+
+
+def model_options(command: F) -> F:
+    """Options that every command that loads a model takes; the command gets them as `model`, for `load`."""
+
+    @functools.wraps(command)
+    def with_model(
+        context: int | None, chunk: int, threads: int | None, keep_encoders: bool, **others: Any
+    ) -> Any:
+        options = {"context": context, "chunk": chunk, "threads": threads, "keep_encoders": keep_encoders}
+        return command(model=options, **others)
+
+    options = _together(
         click.option("--context", type=click.IntRange(1), help="Tokens of prompt and answer. [4096]"),
         click.option(
             "--chunk",
@@ -50,79 +65,161 @@ def generation_options(command: F) -> F:
             help="Prompt tokens computed at once.",
         ),
         click.option("--threads", type=click.IntRange(1), help="Threads to compute with. [all cores]"),
+        click.option(
+            "--keep-encoders", is_flag=True, help="Leave the audio and vision encoders in memory after use."
+        ),
+    )
+    return cast(F, options(with_model))
+
+
+def media_options(command: F) -> F:
+    """--image and --audio, each a tuple of what the user wrote: see `media_parts`."""
+    options = _together(
+        click.option(
+            "--image",
+            "images",
+            multiple=True,
+            metavar="FILE",
+            help="Image to ask about; may be repeated or a glob; - is standard input.",
+        ),
+        click.option(
+            "--audio",
+            "sounds",
+            multiple=True,
+            metavar="FILE",
+            help="Clip to ask about, as --image; a longer recording is for `transcribe`.",
+        ),
+    )
+    return options(command)
+
+
+def _together(*options: Callable[[Any], Any]) -> Callable[[F], F]:
+    def decorate(command: F) -> F:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+def expand(names: Sequence[str]) -> list[Path]:
+    """Paths of what the user wrote: globs that the shell left alone are expanded; - stays.
+
+    Raises:
+        MediaError: a glob matches nothing.
+    """
+    paths = []
+    for name in names:
+        found = sorted(glob.glob(name)) if not Path(name).exists() and glob.has_magic(name) else [name]
+        if not found:
+            raise MediaError(f"{name} matches no file: check the pattern")
+        paths += [Path(path) for path in found]
+    return paths
+
+
+def media_parts(images: Sequence[str], sounds: Sequence[str]) -> list[dict[str, Any]]:
+    """Parts of a message for --image and --audio."""
+    return [
+        {"type": kind, kind: sys.stdin.buffer.read() if str(path) == "-" else path}
+        for kind, names in (("image", images), ("audio", sounds))
+        for path in expand(names)
     ]
-    for option in reversed(options):
-        command = option(command)
-    return command
 
 
 @click.command()
 @click.argument("artifact", type=click.Path(path_type=Path))
 @click.argument("prompt", required=False)
-@generation_options
+@media_options
+@click.option("--system", help="System instruction.")
+@generation_options()
+@model_options
 @click.option("--stats/--no-stats", default=None, help="Report speed and memory. [on a terminal]")
 @click.option("--json", "as_json", is_flag=True, help="Print answer and statistics as JSON.")
 def run_command(
     artifact: Path,
     prompt: str | None,
+    images: tuple[str, ...],
+    sounds: tuple[str, ...],
     system: str | None,
-    context: int | None,
-    chunk: int,
-    threads: int | None,
+    model: dict[str, Any],
     stats: bool | None,
     as_json: bool,
     **generation: Any,
 ) -> int:
     """Answer PROMPT with ARTIFACT; without PROMPT, or with -, it is read from standard input."""
+    if [prompt or "-", *images, *sounds].count("-") > 1:
+        raise PromptError("standard input can be one thing only: the prompt, an image or a clip")
     if prompt is None or prompt == "-":
         if prompt is None and sys.stdin.isatty():
             raise PromptError("no prompt was given: pass one, or pipe it to standard input")
         prompt = _read_stdin()
-    messages = _with_system(system, [{"role": "user", "content": prompt}])
-    with load(artifact, context=context, chunk=chunk, threads=threads) as model:
-        if as_json:
-            answer = model.generate(messages, **generation)
-            click.echo(
-                json.dumps(
-                    {
-                        "text": answer.text,
-                        "finish_reason": answer.finish_reason,
-                        "statistics": answer.statistics.to_dict(),
-                    },
-                    ensure_ascii=False,
-                )
-            )
-            return 0
-        last = _print_stream(model.stream(messages, **generation))
-        if stats or (stats is None and sys.stderr.isatty()):
-            click.echo(_describe(last.statistics), err=True)
+    parts = [*media_parts(images, sounds), {"type": "text", "text": prompt}]
+    messages = _with_system(system, [{"role": "user", "content": parts}])
+    with load(artifact, **model) as loaded:
+        answer(loaded, messages, generation, stats=stats, as_json=as_json)
     return 0
+
+
+def answer(
+    model: Model,
+    messages: list[dict[str, Any]],
+    generation: dict[str, Any],
+    *,
+    stats: bool | None,
+    as_json: bool,
+) -> None:
+    """Answer and print: as it comes, with statistics behind it if asked for or on a terminal; or as JSON."""
+    if as_json:
+        whole = model.generate(messages, **generation)
+        fields = {"text": whole.text, "finish_reason": whole.finish_reason}
+        click.echo(json.dumps(fields | {"statistics": whole.statistics.to_dict()}, ensure_ascii=False))
+        return
+    last = _print_stream(model.stream(messages, **generation))
+    if stats or (stats is None and sys.stderr.isatty()):
+        click.echo(_describe(last.statistics), err=True)
 
 
 @click.command()
 @click.argument("artifact", type=click.Path(path_type=Path))
-@generation_options
+@media_options
+@click.option("--system", help="System instruction.")
+@generation_options()
+@model_options
 @click.option("--stats", is_flag=True, help="Report speed and memory after each answer.")
 def chat_command(
     artifact: Path,
+    images: tuple[str, ...],
+    sounds: tuple[str, ...],
     system: str | None,
-    context: int | None,
-    chunk: int,
-    threads: int | None,
+    model: dict[str, Any],
     stats: bool,
     **generation: Any,
 ) -> int:
-    """Talk with ARTIFACT. Ctrl-C ends an answer, Ctrl-D or /quit the conversation, /new starts afresh."""
-    with load(artifact, context=context, chunk=chunk, threads=threads) as model:
+    """Talk with ARTIFACT. Ctrl-C ends an answer, Ctrl-D or /quit the conversation, /new starts afresh.
+
+    --image and --audio go with the first message; /image FILE and /audio FILE with the next one.
+    """
+    if "-" in (*images, *sounds):
+        raise PromptError("standard input is for what you say: give --image and --audio a file")
+    with load(artifact, **model) as loaded:
         history: list[dict[str, Any]] = []
+        media = media_parts(images, sounds)
         for line in _lines():
-            if line == "/quit":
-                break
-            if line == "/new":
-                history = []
-                continue
+            command, _, rest = line.partition(" ")
             try:
-                history = _turn(model, system, history, line, stats, generation)
+                if line == "/quit":
+                    break
+                if line == "/new":
+                    history, media = [], []
+                elif command in ("/image", "/audio"):
+                    added = media_parts(*(([rest], []) if command == "/image" else ([], [rest])))
+                    loaded.encode([{"role": "user", "content": added}])  # refuses what cannot be read, now
+                    media += added
+                else:
+                    content = [*media, {"type": "text", "text": line}] if media else line
+                    media = []
+                    asked = [*history, {"role": "user", "content": content}]
+                    history = _turn(loaded, system, asked, stats, generation) or history
             except ContextLimitError as error:
                 click.echo(f"error: {error}; /new starts afresh", err=True)
             except PromptError as error:
@@ -174,15 +271,9 @@ def doctor_command(as_json: bool) -> None:
 
 
 def _turn(
-    model: Model,
-    system: str | None,
-    history: list[dict[str, Any]],
-    line: str,
-    stats: bool,
-    generation: dict[str, Any],
-) -> list[dict[str, Any]]:
-    """Answer one line and return the conversation with both turns added; as it was if interrupted early."""
-    asked = [*history, {"role": "user", "content": line}]
+    model: Model, system: str | None, asked: list[dict[str, Any]], stats: bool, generation: dict[str, Any]
+) -> list[dict[str, Any]] | None:
+    """Answer the last message and return the conversation with the answer; None if interrupted early."""
     text = ""
     try:
         for piece in model.stream(_with_system(system, asked), **generation):
@@ -193,7 +284,7 @@ def _turn(
     except KeyboardInterrupt:
         click.echo(" …", nl=False)
     click.echo()
-    return [*asked, {"role": "assistant", "content": text}] if text.strip() else history
+    return [*asked, {"role": "assistant", "content": text}] if text.strip() else None
 
 
 def _lines() -> Iterator[str]:
@@ -245,8 +336,11 @@ def _print_stream(pieces: Iterator[Piece]) -> Piece:
 
 
 def _describe(s: Statistics) -> str:
+    media = [f"{s.images} image{'s' * (s.images > 1)}"] if s.images else []
+    media += [f"{s.audio_seconds:.1f} s of audio"] if s.audio_seconds else []
+    encoding = f"{' and '.join(media)} encoded in {s.encode_seconds:.2f} s; " if media else ""
     return (
-        f"[prompt {s.prompt_tokens} tokens, {s.prefill_tokens_per_second:.1f}/s; "
+        f"[{encoding}prompt {s.prompt_tokens} tokens, {s.prefill_tokens_per_second:.1f}/s; "
         f"answer {s.generated_tokens} tokens, {s.decode_tokens_per_second:.1f}/s; "
         f"first token after {s.time_to_first_token:.2f} s; peak memory {format_bytes(s.peak_memory_bytes)}; "
         f"embedding records {s.rows}, {s.rows_read} read ({format_bytes(s.bytes_read)})]"
@@ -262,6 +356,8 @@ def _facts(m: artifacts.Manifest, verified: bool) -> list[tuple[str, ...]]:
         ("text parameters", f"{m.parameters.text:,}"),
         ("effective parameters", f"{m.parameters.effective:,}"),
         ("vocabulary", f"{m.vocab_size:,}"),
+        ("audio", _senses(m)[0]),
+        ("images", _senses(m)[1]),
         ("longest context", f"{m.max_context:,} tokens"),
         ("embedding record", f"{row_bytes:,} bytes, one read for each new token"),
         ("KV cache", f"{m.memory.kv_per_token:,} bytes a token, {m.memory.kv_per_window_row:,} a window row"),
@@ -269,6 +365,17 @@ def _facts(m: artifacts.Manifest, verified: bool) -> list[tuple[str, ...]]:
         ("onnxruntime", f"{m.minimum_onnxruntime} or newer"),
         ("checksums", "verified" if verified else "not checked (--verify)"),
     ]
+
+
+def _senses(m: artifacts.Manifest) -> tuple[str, str]:
+    """What the encoders take and give."""
+    audio = vision = "no encoder"
+    if m.audio:
+        seconds = m.audio.max_samples / m.audio.sample_rate
+        audio = f"clips to {seconds:.1f} s, {m.audio.soft_tokens} soft tokens, {format_bytes(m.audio.memory)}"
+    if m.vision:
+        vision = f"any size, {m.vision.soft_tokens} soft tokens, {format_bytes(m.vision.memory)}"
+    return audio, vision
 
 
 def _matrices(recipe: dict[str, Any]) -> list[tuple[str, ...]]:

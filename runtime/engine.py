@@ -1,12 +1,13 @@
-"""The public class, and the story of an answer: messages → prompt → ids → tokens → text."""
+"""The public class, and the story of an answer: messages → prompt → soft tokens → ids → text."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from numbers import Integral
 from pathlib import Path
 from threading import Event, Lock
+from time import perf_counter
 from types import TracebackType
 from typing import Any
 
@@ -14,19 +15,21 @@ from edge_gemma import artifact as artifacts
 from edge_gemma.artifact import Manifest
 from edge_gemma.errors import ContextLimitError, EdgeGemmaError, PromptError
 from edge_gemma.memory import DEFAULT_CHUNK, peak_resident_bytes, release_free_memory
+from edge_gemma.runtime import speech, tasks
 from edge_gemma.runtime.chat import ChatTemplate
 from edge_gemma.runtime.embeddings import EmbeddingStore
-from edge_gemma.runtime.generation import Generator
+from edge_gemma.runtime.encoders import Encoders
+from edge_gemma.runtime.generation import Generator, SoftTokens
+from edge_gemma.runtime.prompt import Messages, Prompt, PromptBuilder
 from edge_gemma.runtime.sampling import SamplingOptions, make_sampler
 from edge_gemma.runtime.session import Decoder
+from edge_gemma.runtime.speech import SpeechSegment, Transcript
 from edge_gemma.runtime.statistics import Statistics
 from edge_gemma.runtime.stopping import StopStrings
 from edge_gemma.runtime.tokenizer import Tokenizer
 
 DEFAULT_CONTEXT = 4096
 SAMPLING = tuple(field.name for field in fields(SamplingOptions))
-
-Prompt = str | Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,7 @@ def load(
     context: int | None = None,
     chunk: int = DEFAULT_CHUNK,
     threads: int | None = None,
+    keep_encoders: bool = False,
     verify: bool = False,
 ) -> Model:
     """Open an artifact and make it ready to answer.
@@ -62,6 +66,8 @@ def load(
         context: most tokens of prompt and answer together; 4096, or the model's limit where it is less.
         chunk: tokens of a prompt computed at once; more are faster and take more memory.
         threads: threads to compute with; the cores this process may use by default.
+        keep_encoders: leave the audio and vision encoders in memory once they were needed; by default
+            each is released after use, and loaded again for the next clip or image.
         verify: re-hash every file first.
 
     Raises:
@@ -89,7 +95,8 @@ def load(
     return Model(
         artifact.manifest,
         tokenizer,
-        template,
+        PromptBuilder(artifact.manifest, template, tokenizer),
+        Encoders(artifact, threads=threads, keep=keep_encoders),
         store,
         Generator(decoder, store, context=context, chunk=chunk),
     )
@@ -111,13 +118,15 @@ class Model:
         self,
         manifest: Manifest,
         tokenizer: Tokenizer,
-        template: ChatTemplate,
+        prompts: PromptBuilder,
+        encoders: Encoders,
         store: EmbeddingStore,
         generator: Generator,
     ) -> None:
         self.manifest = manifest
         self.tokenizer = tokenizer
-        self._template = template
+        self._prompts = prompts
+        self._encoders = encoders
         self._store = store
         self._generator: Generator | None = generator
         self._busy = Lock()
@@ -127,19 +136,20 @@ class Model:
         """Most tokens of prompt and answer together."""
         return self._open().context
 
-    def encode(self, prompt: Prompt) -> list[int]:
+    def encode(self, prompt: Messages) -> list[int]:
         """The ids of a prompt: a text as one user turn, or messages in transformers' form.
 
         Control tokens inside a message's text are encoded as text: they cannot end the user's turn.
 
         Raises:
             PromptError: the messages are malformed or empty.
+            MediaError: an image or a clip cannot be read.
         """
-        return self._template.encode(prompt, self.tokenizer)
+        return self._prompts.build(prompt).ids
 
     def stream(
         self,
-        prompt: Prompt,
+        prompt: Messages,
         *,
         max_new_tokens: int | None = None,
         stop: Sequence[str] = (),
@@ -149,7 +159,9 @@ class Model:
         """Answer a prompt, piece by piece. Closing the iterator, or setting `cancel`, ends the answer.
 
         Args:
-            prompt: a text, or messages such as [{"role": "user", "content": "…"}].
+            prompt: a text, or messages such as [{"role": "user", "content": "…"}]; content may be a list of
+                parts: {"type": "text", "text": "…"}, {"type": "image", "image": …}, {"type": "audio",
+                "audio": …}, the last two with a path, bytes, an open file or a numpy array.
             max_new_tokens: most tokens of the answer; what the context has room for by default.
             stop: strings that end the answer; they are not part of it.
             cancel: an event that another thread may set.
@@ -157,6 +169,7 @@ class Model:
 
         Raises:
             PromptError: the prompt or an option cannot be used.
+            MediaError: an image or a clip cannot be read.
             ContextLimitError: the prompt leaves no room for an answer.
         """
         if unknown := sorted(sampling.keys() - SAMPLING):
@@ -165,26 +178,77 @@ class Model:
             _check_count("max_new_tokens", max_new_tokens)
         options = SamplingOptions(**sampling)
         stops = StopStrings(stop)
-        ids = self.encode(prompt)
         generator = self._open()
-        room = generator.context - len(ids)
+        built = self._prompts.build(prompt)
+        length = len(built.ids)
+        room = generator.context - length
         if room < 1:
             raise ContextLimitError(
-                f"the prompt has {len(ids)} tokens and the context {generator.context}: shorten the prompt, "
+                f"the prompt has {length} tokens and the context {generator.context}: shorten the prompt, "
                 f"or load with a larger context (this model takes up to {self.manifest.max_context})"
             )
         limit = min(room, max_new_tokens or room)
-        return self._pieces(generator, ids, options, stops, limit, cancel)
+        return self._pieces(generator, built, options, stops, limit, cancel)
 
-    def generate(self, prompt: Prompt, **options: Any) -> Answer:
+    def generate(self, prompt: Messages, **options: Any) -> Answer:
         """Answer a prompt in one piece; takes what `stream` takes."""
         pieces = list(self.stream(prompt, **options))
         last = pieces[-1]
         return Answer("".join(p.text for p in pieces), last.statistics, last.finish_reason or "stop")
 
+    def transcribe(self, audio: Any, language: str | None = None, **options: Any) -> Transcript:
+        """Write down what is said in a recording of any length.
+
+        Args:
+            audio: a path, bytes, an open file, a numpy array at 16 kHz or a pair of array and rate.
+            language: the language spoken, as "es" or "Spanish"; by default the model finds out.
+            options: those of `stream`, greedy by default, and `progress`.
+
+        Raises:
+            PromptError: a language or an option cannot be used, or the artifact has no audio encoder.
+            MediaError: the recording cannot be read.
+        """
+        return Transcript(tuple(self.transcribe_stream(audio, language, **options)))
+
+    def transcribe_stream(
+        self, audio: Any, language: str | None = None, **options: Any
+    ) -> Iterator[SpeechSegment]:
+        """`transcribe`, segment by segment, each as soon as it is known."""
+        return speech.transcribe(self, audio, language, **options)
+
+    def translate(
+        self, audio: Any, target: str = "English", source: str | None = None, **options: Any
+    ) -> Transcript:
+        """Write down in the language `target` what is said in `source`; otherwise as `transcribe`."""
+        return Transcript(tuple(self.translate_stream(audio, target, source, **options)))
+
+    def translate_stream(
+        self, audio: Any, target: str = "English", source: str | None = None, **options: Any
+    ) -> Iterator[SpeechSegment]:
+        """`translate`, segment by segment, each as soon as it is known."""
+        return speech.translate(self, audio, target, source, **options)
+
+    def describe(self, image: Any, prompt: str = tasks.DESCRIBE_PROMPT, **options: Any) -> Answer:
+        """Answer a question about an image: a path, bytes, an open file, a PIL image or a numpy array.
+
+        `options` are those of `stream`.
+
+        Raises:
+            PromptError: an option cannot be used, or the artifact has no vision encoder.
+            MediaError: the image cannot be read.
+        """
+        parts = [{"type": "image", "image": image}, {"type": "text", "text": prompt}]
+        return self.generate([{"role": "user", "content": parts}], **options)
+
+    def encode_ahead(self, prompts: Sequence[Messages]) -> None:
+        """Encode the images and clips of prompts that will be answered next, loading each encoder once."""
+        media = [item for prompt in prompts for item in self._prompts.build(prompt).media]
+        self._encoders.encode(media)
+
     def close(self) -> None:
         """Release the memory and the files; the model cannot be used afterwards."""
         self._generator = None
+        self._encoders.release()
         self._store.close()
 
     def __enter__(self) -> Model:
@@ -203,7 +267,7 @@ class Model:
     def _pieces(
         self,
         generator: Generator,
-        ids: list[int],
+        prompt: Prompt,
         options: SamplingOptions,
         stops: StopStrings,
         limit: int,
@@ -217,7 +281,13 @@ class Model:
             stop_ids = frozenset(self.manifest.tokens.stop)
             reason = "length"
             for token in generator.generate(
-                ids, make_sampler(options), max_new_tokens=limit, statistics=statistics, cancel=cancel
+                prompt.ids,
+                make_sampler(options),
+                max_new_tokens=limit,
+                statistics=statistics,
+                cancel=cancel,
+                keys=prompt.keys,
+                soft=self._soft_tokens(generator, prompt, statistics),
             ):
                 if token in stop_ids:
                     reason = "stop"
@@ -237,3 +307,20 @@ class Model:
             yield Piece(tail + stops.flush(), statistics, reason)
         finally:
             self._busy.release()
+
+    def _soft_tokens(self, generator: Generator, prompt: Prompt, statistics: Statistics) -> list[SoftTokens]:
+        """Encode the images and clips that the KV cache does not hold."""
+        reused = generator.reusable(prompt.keys)
+        media = [item for item in prompt.media if item.end > reused]
+        if not media:
+            return []
+        began = perf_counter()
+        rows = self._encoders.encode(media)
+        statistics.encode_seconds = perf_counter() - began
+        statistics.images = sum(item.kind == "image" for item in media)
+        statistics.audio_seconds = sum(
+            len(item.data) / self.manifest.audio.sample_rate
+            for item in media
+            if item.kind == "audio" and self.manifest.audio
+        )
+        return [SoftTokens(item.start, found) for item, found in zip(media, rows, strict=True)]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from threading import Event
 
 import numpy as np
@@ -17,8 +17,16 @@ from edge_gemma.runtime.session import Decoder
 from edge_gemma.runtime.statistics import Statistics
 
 
+@dataclass(frozen=True)
+class SoftTokens:
+    """Rows that take the place of the embeddings of a prompt's ids from `start` on."""
+
+    start: int
+    rows: NDArray[np.float32]  # [tokens, H]
+
+
 class Generator:
-    """One conversation: the ids it holds, and the KV cache behind them."""
+    """One conversation: what it holds, and the KV cache behind it."""
 
     def __init__(self, decoder: Decoder, store: EmbeddingStore, *, context: int, chunk: int) -> None:
         self._decoder = decoder
@@ -26,7 +34,7 @@ class Generator:
         self._chunk = min(chunk, context)
         self.context = context
         self._cache = KvCache(decoder.spec, context=context, chunk=self._chunk)
-        self._ids: list[int] = []  # the ids whose keys and values are in the cache
+        self._held: list[Hashable] = []  # one key for each row of the cache: an id, or a soft token's
 
     def generate(
         self,
@@ -36,18 +44,23 @@ class Generator:
         max_new_tokens: int,
         statistics: Statistics,
         cancel: Event | None = None,
+        keys: Sequence[Hashable] | None = None,
+        soft: Sequence[SoftTokens] = (),
     ) -> Iterator[int]:
         """Yield new ids, one for each decoding step, until max_new_tokens or until `cancel` is set.
 
         The caller decides what ends an answer, by no longer asking. The prompt and the new tokens must
         fit the context. Where the prompt continues what the cache holds, only the rest is computed.
+        `keys` says what is at each place of the prompt, where that is not its id; `soft` are the soft tokens
+        of all places that `reusable(keys)` leaves.
         """
         began = time.perf_counter()
         history = list(prompt)
         before = replace(self._store.counters)
-        reused = self._reuse(history)
+        keys = list(prompt if keys is None else keys)
+        reused = self._reuse(keys)
         statistics.prompt_tokens, statistics.reused_tokens = len(history), reused
-        logits = self._prefill(history[reused:], cancel)
+        logits = self._prefill(history, keys, soft, reused, cancel)
         statistics.prefill_seconds = time.perf_counter() - began
         self._count_rows(statistics, before)
         decoding = time.perf_counter()
@@ -57,41 +70,61 @@ class Generator:
             statistics.generated_tokens += 1
             now = time.perf_counter()
             if statistics.generated_tokens == 1:
-                statistics.time_to_first_token = now - began
+                statistics.time_to_first_token = now - began + statistics.encode_seconds
                 decoding = now
             statistics.decode_seconds = now - decoding
             yield token
             if statistics.generated_tokens >= max_new_tokens or (cancel and cancel.is_set()):
                 return
-            logits = self._feed([token])
+            logits = self._feed([token], [token])
             self._count_rows(statistics, before)
 
-    def _reuse(self, prompt: list[int]) -> int:
-        """How many tokens of the prompt the cache already holds; an unrelated cache is emptied.
+    def reusable(self, keys: Sequence[Hashable]) -> int:
+        """How many places of a prompt with these keys are in the cache already.
 
-        So is one with more tokens than `_ids` says: an error or Ctrl-C came before their rows were written.
+        None where the cache has more rows than keys: an error or Ctrl-C came before they were written.
         """
-        held = len(self._ids)
-        if held == self._cache.length and held < len(prompt) and prompt[:held] == self._ids:
-            return held
-        self._cache.reset()
-        self._ids = []
-        return 0
+        held = len(self._held)
+        whole = held == self._cache.length and held < len(keys) and list(keys[:held]) == self._held
+        return held if whole else 0
 
-    def _prefill(self, ids: list[int], cancel: Event | None) -> NDArray[np.float32] | None:
-        """Feed a prompt chunk by chunk; the last token's logits float32 [V], or None if cancelled."""
+    def _reuse(self, keys: list[Hashable]) -> int:
+        """`reusable`; an unrelated cache is emptied."""
+        reused = self.reusable(keys)
+        if not reused:
+            self._cache.reset()
+            self._held = []
+        return reused
+
+    def _prefill(
+        self,
+        ids: list[int],
+        keys: list[Hashable],
+        soft: Sequence[SoftTokens],
+        first: int,
+        cancel: Event | None,
+    ) -> NDArray[np.float32] | None:
+        """Feed a prompt from place `first` chunk by chunk; logits as `_feed`, or None if cancelled."""
         logits = None
-        for first in range(0, len(ids), self._chunk):
+        for start in range(first, len(ids), self._chunk):
             if cancel and cancel.is_set():
                 return None
-            logits = self._feed(ids[first : first + self._chunk])
+            here = slice(start, start + self._chunk)
+            logits = self._feed(ids[here], keys[here], soft)
         return logits
 
-    def _feed(self, ids: list[int]) -> NDArray[np.float32]:
+    def _feed(
+        self, ids: list[int], keys: list[Hashable], soft: Sequence[SoftTokens] = ()
+    ) -> NDArray[np.float32]:
         """Append tokens and return the last one's logits, float32 [V]."""
         embeds, per_layer = self._store.rows(ids)
+        begin, end = len(self._held), len(self._held) + len(ids)
+        for item in soft:
+            low, high = max(begin, item.start), min(end, item.start + len(item.rows))
+            if low < high:
+                embeds[0, low - begin : high - begin] = item.rows[low - item.start : high - item.start]
         logits = self._decoder.forward(embeds, per_layer, self._cache)
-        self._ids += ids
+        self._held += keys
         return np.asarray(logits[-1])
 
     def _count_rows(self, statistics: Statistics, before: RowCounters) -> None:

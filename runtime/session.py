@@ -1,4 +1,4 @@
-"""The decoder's onnxruntime session: opened from the manifest, run with bound buffers."""
+"""onnxruntime sessions; the decoder's is opened from the manifest and run with bound buffers."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Decoder:
         self.spec = artifact.manifest.decoder
         self._vocab_size = artifact.manifest.vocab_size
         _check_version(artifact.manifest.minimum_onnxruntime)
-        self._session = _open(artifact.path(self.spec.file), threads or default_threads())
+        self._session = open_session(artifact.path(self.spec.file), threads)
         self._binding = self._session.io_binding()
         self._bound: KvCache | None = None
         self._kinds = sorted({buffer.kind for buffer in self.spec.kv})
@@ -91,9 +91,14 @@ class Decoder:
         self._bound = cache
 
 
-def _open(path: Path, threads: int) -> ort.InferenceSession:
+def open_session(path: Path, threads: int | None = None) -> ort.InferenceSession:
+    """Load a graph of an artifact for the CPU.
+
+    Raises:
+        ArtifactError: onnxruntime cannot load it.
+    """
     options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = threads or default_threads()
     options.inter_op_num_threads = 1
     options.enable_mem_pattern = False  # shapes change with every chunk
     options.log_severity_level = 3

@@ -12,9 +12,12 @@ class Statistics:
     prompt_tokens: int = 0
     reused_tokens: int = 0  # of the prompt, already in the KV cache from the turn before
     generated_tokens: int = 0
+    images: int = 0  # encoded for this answer
+    audio_seconds: float = 0.0  # encoded for this answer
+    encode_seconds: float = 0.0  # of images and audio, loading the encoders included
     prefill_seconds: float = 0.0
     decode_seconds: float = 0.0  # after the first token
-    time_to_first_token: float = 0.0  # seconds from the call
+    time_to_first_token: float = 0.0  # seconds from the call, encoding included
     peak_memory_bytes: int = 0  # of the process (VmHWM), loading included
     rows: int = 0  # embedding records used
     rows_read: int = 0  # of them, read from storage

@@ -9,7 +9,7 @@ one bad byte turns every byte of the run into U+FFFD. `TokenStream` therefore wa
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,6 +65,18 @@ class Tokenizer:
     def token_id(self, text: str) -> int | None:
         """The id of the token with exactly this text (`▁` for a space), or None."""
         return self._inner.token_to_id(text)
+
+    def texts(self, ids: Iterable[int]) -> dict[int, str]:
+        """The text of each id's token, exactly as the vocabulary holds it.
+
+        Raises ArtifactError if an id is outside the vocabulary.
+        """
+        found = {i: text for i in ids if (text := self._inner.id_to_token(i)) is not None}
+        if missing := [i for i in ids if i not in found]:
+            raise ArtifactError(
+                f"the tokenizer has no token {missing[0]} that the manifest names: export the artifact again"
+            )
+        return found
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text. Nothing is added, but control tokens written in the text are recognised.

@@ -21,7 +21,9 @@ def test_exported_members() -> None:
         "Model",
         "Piece",
         "SamplingOptions",
+        "SpeechSegment",
         "Statistics",
+        "Transcript",
         "__version__",
         "load",
     ]
@@ -67,6 +69,7 @@ def test_exit_statuses_are_those_of_the_help(error: type[errors.EdgeGemmaError])
         "FormatVersionError": "artifact",
         "PromptError": "bad usage or prompt",
         "ContextLimitError": "bad usage or prompt",
+        "MediaError": "bad usage or prompt",
         "DependencyError": "missing package",
         "EdgeGemmaError": "other errors",
     }

@@ -1,0 +1,82 @@
+"""The audio and the vision encoder: loaded when a prompt needs them, released before the decoder goes on."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from edge_gemma.artifact import Artifact, AudioSpec, VisionSpec
+from edge_gemma.memory import release_free_memory
+from edge_gemma.runtime.prompt import Media
+from edge_gemma.runtime.residency import give_way
+from edge_gemma.runtime.session import open_session
+
+REMEMBERED = 8  # results, 2 MiB each at most
+
+
+class Encoders:
+    """Turns images and clips into soft tokens.
+
+    Args:
+        artifact: an opened artifact.
+        threads: threads for one operator.
+        keep: leave an encoder in memory after use; without, it is released, and loaded again when needed.
+
+    Raises:
+        ArtifactError: onnxruntime cannot load a graph (when it is needed).
+    """
+
+    def __init__(self, artifact: Artifact, *, threads: int | None = None, keep: bool = False) -> None:
+        self._artifact = artifact
+        self._threads = threads
+        self._keep = keep
+        self._sessions: dict[str, ort.InferenceSession] = {}
+        self._results: OrderedDict[bytes, NDArray[np.float32]] = OrderedDict()
+
+    def encode(self, media: Sequence[Media]) -> list[NDArray[np.float32]]:
+        """The soft tokens of each, float32 [tokens, H]; equal images or clips are encoded once.
+
+        All clips go before all images, so that each encoder is loaded once.
+        """
+        found = {item.fingerprint: self._results.get(item.fingerprint) for item in media}
+        try:
+            for spec in (self._artifact.manifest.audio, self._artifact.manifest.vision):
+                kind = "audio" if isinstance(spec, AudioSpec) else "image"
+                for item in media:
+                    if spec and item.kind == kind and found[item.fingerprint] is None:
+                        found[item.fingerprint] = self._run(spec, item)
+                if not self._keep:
+                    self.release()
+        finally:
+            if not self._keep:
+                self.release()
+        results = [rows for item in media if (rows := found[item.fingerprint]) is not None]
+        for item, rows in zip(media, results, strict=True):
+            self._results[item.fingerprint] = rows
+            self._results.move_to_end(item.fingerprint)
+        while len(self._results) > REMEMBERED:
+            self._results.popitem(last=False)
+        return results
+
+    def release(self) -> None:
+        """Give the memory of loaded encoders back."""
+        if self._sessions:
+            self._sessions.clear()
+            release_free_memory()
+
+    def _run(self, spec: AudioSpec | VisionSpec, item: Media) -> NDArray[np.float32]:
+        session = self._sessions.get(spec.file)
+        if session is None:
+            manifest = self._artifact.manifest
+            for name in manifest.files:  # the decoder makes room
+                if name.startswith(manifest.decoder.file):
+                    give_way(self._artifact.path(name))
+            release_free_memory()
+            session = open_session(self._artifact.path(spec.file), self._threads)
+            self._sessions[spec.file] = session
+        (rows,) = session.run([spec.output.name], {spec.input.name: item.data})
+        return np.array(rows, np.float32)  # a copy: the output lies in the session's memory

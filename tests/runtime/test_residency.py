@@ -1,0 +1,56 @@
+"""Mapped pages leave memory and come back unchanged."""
+
+from __future__ import annotations
+
+import mmap
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edge_gemma.runtime import residency
+from edge_gemma.runtime.residency import give_way
+
+SIZE = 8 << 20
+
+
+def resident(path: Path) -> int:
+    """Bytes of a mapped file that are in this process's memory."""
+    lines = Path("/proc/self/smaps").read_text().splitlines()
+    at = next(i for i, line in enumerate(lines) if line.endswith(str(path)))
+    return int(next(line for line in lines[at:] if line.startswith("Rss:")).split()[1]) * 1024
+
+
+@pytest.fixture
+def mapped(tmp_path: Path) -> Path:
+    path = tmp_path / "weights with a space.data"
+    path.write_bytes(np.random.default_rng(0).bytes(SIZE))
+    return path
+
+
+@pytest.mark.skipif(not residency.MAPS.exists(), reason="needs /proc")
+def test_pages_leave_and_come_back(mapped: Path) -> None:
+    with mapped.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
+        before = bytes(view)
+        assert resident(mapped) == SIZE
+        assert give_way(mapped) == SIZE
+        assert resident(mapped) == 0
+        assert bytes(view) == before
+
+
+@pytest.mark.skipif(not residency.MAPS.exists(), reason="needs /proc")
+def test_what_was_written_to_a_private_mapping_stays(mapped: Path) -> None:
+    with mapped.open("r+b") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY) as view:
+        view[:4] = b"mine"
+        assert give_way(mapped) == 0
+        assert view[:4] == b"mine"
+
+
+def test_a_file_that_is_not_mapped(tmp_path: Path) -> None:
+    assert give_way(tmp_path / "nothing") == 0
+
+
+def test_other_systems(mapped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(residency, "MAPS", Path("/nowhere/maps"))
+    with mapped.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ):
+        assert give_way(mapped) == 0
