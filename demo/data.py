@@ -1,264 +1,44 @@
-"""The demo's two tasks, in chat form: sums of small numbers and home-control commands.
+"""All held-out questions and their scoring, by the name of the task.
 
-Nothing here imports torch: the scoring is used beside the runtime. Which examples are held out is decided by
-a hash of what is asked (the unordered pair of a sum; the sentence of a command without its politeness), so
-training never sees a held-out example in any order or wrapping.
+    sums, commands               text alone (demo/text.py)
+    transcription, translation   clips by voices and of sentences that training never heard (demo/hearing.py)
+    pictures                     drawn shapes in combinations that training never saw (demo/pictures.py)
+
+Nothing here imports torch: it is used beside the runtime.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import random
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from demo.hearing import held_out_clips, is_right_translation
+from demo.items import Item, Message, is_held_out
+from demo.pictures import held_out_pictures
+from demo.text import TASKS, held_out_items, is_right_call, train_examples
 
-Message = dict[str, str]
+MEDIA_TASKS = ("transcription", "translation", "pictures")
 
-LARGEST_TERM = 99
-SUM_PHRASINGS = (
-    "What is {a} + {b}?",
-    "{a} + {b} =",
-    "How much is {a} plus {b}?",
-    "Add {a} and {b}.",
-    "What is the sum of {a} and {b}?",
-    "Compute {a} + {b}.",
-)
-
-ROOMS = (
-    "kitchen",
-    "bedroom",
-    "living room",
-    "office",
-    "bathroom",
-    "hallway",
-    "garage",
-    "dining room",
-    "nursery",
-    "attic",
-)
-DOORS = ("front door", "back door", "garage door", "cellar door", "garden gate")
-MUSIC = (
-    "jazz",
-    "rock",
-    "blues",
-    "opera",
-    "piano music",
-    "bossa nova",
-    "Chopin",
-    "Björk",
-    "Café Tacvba",
-    "the news",
-)
-LABELS = ("pasta", "eggs", "cake", "tea", "laundry", "bread", "rice", "soup")
-POLITENESS = ("{plain}", "{plain}.", "{plain}, please.", "Please {lower}.", "Could you {lower}?")
-SYSTEM_TEXTS = (
-    "You are a home assistant.",
-    "You are a helpful assistant.",
-    "Answer with a call or a number.",
-)
+__all__ = ["MEDIA_TASKS", "TASKS", "Item", "Message", "held_out", "is_held_out", "is_right", "train_examples"]
 
 
-@dataclass(frozen=True)
-class Item:
-    """One question: the task's name, the prompt's messages, the right answer, the key of the split."""
+def held_out(task: str, n: int, *, seed: int = 0, noise_db: float | None = None) -> list[Item]:
+    """`n` different questions of a task that training never sees.
 
-    task: str
-    messages: tuple[Message, ...]
-    answer: str
-    key: str
-
-
-@dataclass(frozen=True)
-class Command:
-    """A function the home understands, how people ask for it, and how its arguments are drawn.
-
-    `draw` returns the arguments of the call and the words that a phrasing needs.
+    Media are arrays in the parts of the messages: float32 [samples] mono at 16 kHz, uint8 [height, width, 3].
+    `noise_db` is the signal-to-noise ratio of clips, None for clean ones.
     """
-
-    name: str
-    phrasings: tuple[str, ...]
-    draw: Callable[[random.Random], tuple[dict[str, str | int], dict[str, str | int]]]
-
-
-def _room_and(argument: str, values: tuple[str | int, ...]) -> Callable:
-    """Draws a room and one value; the phrasing uses both by name."""
-
-    def draw(rng: random.Random) -> tuple[dict, dict]:
-        arguments = {"room": rng.choice(ROOMS), argument: rng.choice(values)}
-        return arguments, arguments
-
-    return draw
-
-
-def _room(rng: random.Random) -> tuple[dict, dict]:
-    arguments = {"room": rng.choice(ROOMS)}
-    return arguments, arguments
-
-
-def _blinds(rng: random.Random) -> tuple[dict, dict]:
-    room = rng.choice(ROOMS)
-    verb, state = rng.choice((("Open", "open"), ("Close", "closed")))
-    return {"room": room, "state": state}, {"room": room, "verb": verb, "state": state}
-
-
-def _lock(rng: random.Random) -> tuple[dict, dict]:
-    door = rng.choice(DOORS)
-    verb, state = rng.choice((("Lock", "locked"), ("Unlock", "unlocked")))
-    return {"door": door, "state": state}, {"door": door, "verb": verb, "state": state}
-
-
-def _timer(rng: random.Random) -> tuple[dict, dict]:
-    arguments = {"minutes": rng.randint(2, 99), "label": rng.choice(LABELS)}
-    return arguments, arguments
-
-
-COMMANDS = (
-    Command(
-        "set_light",
-        (
-            "Turn {state} the {room} light",
-            "Turn the {room} light {state}",
-            "Switch {state} the light in the {room}",
-            "Switch the lights in the {room} {state}",
-        ),
-        _room_and("state", ("on", "off")),
-    ),
-    Command(
-        "dim_light",
-        (
-            "Dim the {room} light to {percent} percent",
-            "Dim the light in the {room} to {percent}%",
-            "Set the {room} light to {percent} percent",
-            "Set the brightness in the {room} to {percent}%",
-        ),
-        _room_and("percent", tuple(range(5, 100, 5))),
-    ),
-    Command(
-        "set_thermostat",
-        (
-            "Set the {room} thermostat to {degrees} degrees",
-            "Heat the {room} to {degrees} °C",
-            "Set the temperature in the {room} to {degrees} degrees",
-            "Make it {degrees} degrees in the {room}",
-        ),
-        _room_and("degrees", tuple(range(15, 30))),
-    ),
-    Command(
-        "play_music",
-        (
-            "Play {music} in the {room}",
-            "Put on {music} in the {room}",
-            "Let me hear {music} in the {room}",
-            "Start {music} on the {room} speaker",
-        ),
-        _room_and("music", MUSIC),
-    ),
-    Command(
-        "stop_music",
-        (
-            "Stop the music in the {room}",
-            "Turn off the {room} speaker",
-            "Silence the {room} speaker",
-            "Stop playing in the {room}",
-        ),
-        _room,
-    ),
-    Command(
-        "set_blinds",
-        (
-            "{verb} the blinds in the {room}",
-            "{verb} the {room} blinds",
-            "Make sure the {room} blinds are {state}",
-            "Keep the blinds in the {room} {state}",
-        ),
-        _blinds,
-    ),
-    Command(
-        "set_lock",
-        (
-            "{verb} the {door}",
-            "Make sure the {door} is {state}",
-            "Keep the {door} {state}",
-            "Leave the {door} {state}",
-        ),
-        _lock,
-    ),
-    Command(
-        "set_timer",
-        (
-            "Set a {minutes} minute timer for the {label}",
-            "Set a timer for the {label} for {minutes} minutes",
-            "Start a {label} timer of {minutes} minutes",
-            "Remind me in {minutes} minutes to check the {label}",
-        ),
-        _timer,
-    ),
-)
-
-
-def is_held_out(key: str) -> bool:
-    """True for the tenth of all keys that training never sees."""
-    return hashlib.blake2b(key.encode(), digest_size=4).digest()[0] % 10 == 0
-
-
-def _draw_sum(rng: random.Random) -> Item:
-    a, b = rng.randint(0, LARGEST_TERM), rng.randint(0, LARGEST_TERM)
-    question = rng.choice(SUM_PHRASINGS).format(a=a, b=b)
-    return Item("sums", ({"role": "user", "content": question},), str(a + b), f"{min(a, b)}+{max(a, b)}")
-
-
-def _draw_command(rng: random.Random) -> Item:
-    command = rng.choice(COMMANDS)
-    arguments, words = command.draw(rng)
-    plain = rng.choice(command.phrasings).format(**words)
-    question = rng.choice(POLITENESS).format(plain=plain, lower=plain[0].lower() + plain[1:])
-    answer = json.dumps({"name": command.name, "arguments": arguments}, ensure_ascii=False)
-    return Item("commands", ({"role": "user", "content": question},), answer, plain)
-
-
-TASKS: dict[str, Callable[[random.Random], Item]] = {"sums": _draw_sum, "commands": _draw_command}
-
-
-def _draw(task: str, rng: random.Random, *, want_held_out: bool) -> Item:
-    """Draws items of one task until one is on the wanted side of the split."""
-    while True:
-        item = TASKS[task](rng)
-        if is_held_out(item.key) == want_held_out:
-            return item
-
-
-def train_examples(seed: int) -> Iterator[list[Message]]:
-    """Endless training conversations, a tenth of them with a system text.
-
-    Each is two rounds, and a round is one command or two sums: about as long, and sums need the practice.
-    """
-    rng = random.Random(seed)
-    while True:
-        messages: list[Message] = []
-        if rng.random() < 0.1:
-            messages.append({"role": "system", "content": rng.choice(SYSTEM_TEXTS)})
-        for task in rng.choices((("commands",), ("sums", "sums")), k=2):
-            for item in (_draw(name, rng, want_held_out=False) for name in task):
-                messages += [*item.messages, {"role": "assistant", "content": item.answer}]
-        yield messages
-
-
-def held_out(task: str, n: int, *, seed: int = 0) -> list[Item]:
-    """`n` different questions of a task ("sums" or "commands") whose keys training never sees."""
-    rng = random.Random(seed)
-    items: dict[str, Item] = {}
-    while len(items) < n:
-        item = _draw(task, rng, want_held_out=True)
-        items.setdefault(item.messages[0]["content"], item)
-    return list(items.values())
+    if task in ("transcription", "translation"):
+        return held_out_clips(task, n, seed=seed, noise_db=noise_db)
+    if task == "pictures":
+        return held_out_pictures(n, seed=seed)
+    return held_out_items(task, n, seed=seed)
 
 
 def is_right(item: Item, answer: str) -> bool:
-    """Whether a model's answer is right: the same number, or JSON equal to the expected call."""
-    if item.task == "sums":
-        return answer.strip() == item.answer
-    try:
-        return json.loads(answer) == json.loads(item.answer)
-    except json.JSONDecodeError:
-        return False
+    """Whether a model's answer is right: the same text or number, or JSON equal to the expected call.
+
+    Of a translation only what follows the marker counts.
+    """
+    if item.task == "commands":
+        return is_right_call(item, answer)
+    if item.task == "translation":
+        return is_right_translation(item, answer)
+    return answer.strip() == item.answer

@@ -1,4 +1,4 @@
-"""Builds the demo's tokenizer: Gemma's conventions with a vocabulary of a thousand.
+"""Builds the demo's tokenizer: Gemma's conventions with a small vocabulary.
 
 Byte-pair encoding with byte fallback, "▁" for the space, one token a digit. The ids are laid out as in Gemma
 3n: first the text vocabulary (special tokens, bytes, characters, merges, unused), then the vision range, then
@@ -15,9 +15,9 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-from demo.data import train_examples
+from demo.corpus import training_texts
 
-TEXT_VOCAB = 1024  # = vocab_size_per_layer_input, and the vision range's first id
+TEXT_VOCAB = 1280  # = vocab_size_per_layer_input, and the vision range's first id
 RANGE = 8  # ids in the vision range and in the audio range
 VISION_OFFSET = TEXT_VOCAB
 AUDIO_OFFSET = TEXT_VOCAB + RANGE
@@ -35,21 +35,20 @@ TEXT_SPECIALS = (
     "<start_of_audio>",
 )
 EOS_ID, BOS_ID, START_OF_TURN_ID, END_OF_TURN_ID = 1, 2, 4, 5
-CHARACTERS = ("▁", "\n", *map(chr, range(33, 127)))
-CORPUS_CONVERSATIONS = 5000
+SPANISH = tuple("áéíóúñü¿¡")
+CHARACTERS = ("▁", "\n", *map(chr, range(33, 127)), *SPANISH)
 TEMPLATE = Path(__file__).with_name("chat_template.jinja")
 
 # What a merge may not cross. A digit matches nothing, so digits stay alone.
-WORD = re.compile(r"▁?[A-Za-z]+|▁?[^\sA-Za-z0-9▁]+")
+WORD = re.compile(r"▁?[A-Za-záéíóúñü]+|▁?[^\sA-Za-záéíóúñü0-9▁]+")
 
 
 def count_words() -> Counter[tuple[str, ...]]:
-    """The words of the seeded training corpus, each as a tuple of characters, with their counts."""
+    """The words of the seeded training texts, each as a tuple of characters, with their counts."""
     counts: Counter[tuple[str, ...]] = Counter()
-    for messages in itertools.islice(train_examples(0), CORPUS_CONVERSATIONS):
-        for message in [*messages, {"content": "user"}, {"content": "model"}]:
-            text = message["content"].replace(" ", "▁")
-            counts.update(tuple(word) for word in WORD.findall(text) if set(word) <= set(CHARACTERS))
+    for text in training_texts():
+        marked = text.replace(" ", "▁")
+        counts.update(tuple(word) for word in WORD.findall(marked) if set(word) <= set(CHARACTERS))
     return counts
 
 
@@ -124,6 +123,12 @@ def tokenizer_config() -> dict[str, object]:
         "eos_token": "<eos>",
         "pad_token": "<pad>",
         "unk_token": "<unk>",
+        "image_token": "<image_soft_token>",
+        "boi_token": "<start_of_image>",
+        "eoi_token": "<end_of_image>",
+        "audio_token": "<audio_soft_token>",
+        "boa_token": "<start_of_audio>",
+        "eoa_token": "<end_of_audio>",
         "chat_template": TEMPLATE.read_text(),
     }
 

@@ -1,210 +1,175 @@
 """Trains the demo checkpoint: `python -m demo.train` from the repository's root.
 
-Every step draws its conversations, a feed-forward width and whether the matrices are rounded to 4 bits, all
-from the seed and the step's number. An interrupted run therefore continues from its last saved state as if it
-had never stopped. Progress goes to stderr, the table of results to stdout.
+Four stages. espeak-ng speaks the clips; then the audio tower and the vision tower learn alone, each in a
+process of its own; then everything learns together from conversations about text, clips and pictures. Every
+step draws its batch, a feed-forward width and whether the matrices are rounded to 4 bits from the seed and
+the step's number, so an interrupted run goes on from demo/.training/ as if it had never stopped. Progress
+goes to stderr.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import itertools
 import random
+import subprocess
 import sys
-import time
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, multiprocessing
 from torch.nn import functional as F
-from transformers import AutoTokenizer, Gemma3nForCausalLM, GenerationConfig, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from demo import data
-from demo.model import FULL_WIDTH, HALF_WIDTH, int4_weights, new_model, use_width
-from demo.tokenizer import BOS_ID, END_OF_TURN_ID, EOS_ID, START_OF_TURN_ID, write_tokenizer
+from demo import loop, train_audio, train_vision
+from demo.checkpoint_files import write_checkpoint
+from demo.clips import Clip, training_clips
+from demo.conversations import Batch, mixed_batch, picture_batch, speech_batch, text_batch
+from demo.model import FULL_WIDTH, HALF_WIDTH, Gemma3nForConditionalGeneration, new_model, use_width
+from demo.rounding import int4_weights
+from demo.sight import image_tokens
+from demo.tokenizer import write_tokenizer
 
 HERE = Path(__file__).parent
-CHECKPOINT = HERE / "checkpoint"
-STATE = HERE / ".training" / "state.pt"
-
-STEPS = 1500
-BATCH = 16  # conversations a step
-PEAK_RATE = 3e-3
-WARMUP = 100
-DECAY = 0.4  # the share of the steps in which the rate falls to zero
-WEIGHT_DECAY = 0.1
-HALF_SHARE = 0.3  # of the steps
-INT4_SHARE = 0.5  # of the steps after INT4_FROM
-INT4_FROM = 0.5  # a share of all steps
-SAVE_EVERY = 250
-
-
-def learning_rate(step: int, steps: int) -> float:
-    """Warm-up, a constant stretch, then a linear fall to zero."""
-    rise = min(1.0, (step + 1) / WARMUP)
-    fall = min(1.0, (steps - step) / (DECAY * steps))
-    return PEAK_RATE * rise * fall
-
-
-def make_batch(tokenizer: PreTrainedTokenizerBase, seed: int, step: int) -> tuple[Tensor, Tensor]:
-    """The ids and the labels of a step, both int64 [BATCH, S]; ids are padded with 0, labels with -100."""
-    conversations = list(itertools.islice(data.train_examples(seed * 1_000_000 + step), BATCH))
-    texts = tokenizer.apply_chat_template(conversations, tokenize=False)
-    encoded = tokenizer(texts, add_special_tokens=False, padding=True, padding_side="right")
-    labels = [answer_labels(ids) for ids in encoded["input_ids"]]
-    return torch.tensor(encoded["input_ids"]), torch.tensor(labels)
+FOLDER = HERE / ".training"
+RENDEZVOUS = "processes"  # a file by which the processes of the last stage find each other
+PROCESSES = 2  # of one thread each: less waiting for each other than two threads in every operation
+STAGE = loop.Stage(
+    name="joint",
+    seed=0,
+    steps=2400,
+    rate=2.5e-3,
+    warmup=100,
+    decay=0.5,
+    slow=("model.audio_tower", "model.vision_tower", "model.embed_vision"),
+    slow_rate=4e-4,
+)
+SPEECH, TEXTS, PICTURES, MIXED = 16, 16, 6, 4  # conversations of each kind in a batch
+KINDS = (
+    "text",
+    "pictures",
+    "text",
+    "pictures",
+    "text",
+    "pictures",
+    "text",
+    "mixed",
+)  # beside speech, in turn
+HALF_SHARE = 0.3  # of the steps train the narrow feed-forward blocks
+INT4_FROM, INT4_SHARE = 0.5, 0.5  # after this share of the steps, this share of them has rounded weights
 
 
-def answer_labels(ids: list[int]) -> list[int]:
-    """The token after each position where it is part of an answer (its end of turn included), else -100."""
-    labels = [-100] * len(ids)
-    turn, inside = 0, False
-    for i in range(2, len(ids) - 1):
-        if ids[i - 2] == START_OF_TURN_ID:  # <start_of_turn>, role, "\n": the turns alternate, the user first
-            turn += 1
-            inside = turn % 2 == 0
-        elif ids[i] == END_OF_TURN_ID:
-            inside = False
-        if inside:
-            labels[i] = ids[i + 1]
-    return labels
+def loss_of(model: Gemma3nForConditionalGeneration, batch: Batch) -> Tensor:
+    """The mean cross-entropy of the answers' tokens."""
+    inner = model.model
+    seen = None
+    if batch.images is not None:
+        tokens = image_tokens(inner.vision_tower, inner.embed_vision, batch.images)
+        seen = {"image": SimpleNamespace(pooler_output=tokens)}
+    heard = None if batch.mel is None else torch.ones(batch.mel.shape[:2], dtype=torch.bool)
+    hidden = inner(
+        input_ids=batch.ids,
+        mm_encoder_outputs=seen,
+        input_features=batch.mel,
+        input_features_mask=heard,
+        use_cache=False,
+    ).last_hidden_state  # [B, S, H]
+    wanted = batch.labels != -100
+    logits = model.lm_head(hidden[wanted])  # [answer tokens, vocabulary]
+    cap = model.config.text_config.final_logit_softcapping
+    return F.cross_entropy(cap * torch.tanh(logits / cap), batch.labels[wanted])
 
 
-def make_optimizer(model: nn.Module) -> torch.optim.AdamW:
-    """AdamW with weight decay on the matrices, none on the norms and scales."""
-    groups = [
-        {"params": [p for p in model.parameters() if p.dim() == 2], "weight_decay": WEIGHT_DECAY},
-        {"params": [p for p in model.parameters() if p.dim() != 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=PEAK_RATE, betas=(0.9, 0.98))
+def with_towers(
+    model: Gemma3nForConditionalGeneration,
+    hearing: train_audio.PhonemeReader,
+    seeing: train_vision.SceneReader,
+) -> None:
+    """Puts the towers that learned alone into `model`."""
+    model.model.audio_tower.load_state_dict(hearing.tower.state_dict())
+    model.model.vision_tower.load_state_dict(seeing.tower.state_dict())
+    model.model.embed_vision.load_state_dict(seeing.embedder.state_dict())
 
 
-def train(tokenizer: PreTrainedTokenizerBase, *, seed: int, steps: int) -> Gemma3nForCausalLM:
-    """Trains a new model, or goes on with the run whose state was saved."""
-    model = new_model(seed)
-    optimizer = make_optimizer(model)
-    first = load_state(model, optimizer, seed, steps)
-    model.train()
-    started, losses = time.monotonic(), []
-    for step in range(first, steps):
-        rng = random.Random(f"{seed} {step}")
-        ids, labels = make_batch(tokenizer, seed, step)
-        use_width(model, HALF_WIDTH if rng.random() < HALF_SHARE else FULL_WIDTH)
-        rounded = rng.random() < INT4_SHARE and step >= INT4_FROM * steps
-        with int4_weights(model) if rounded else contextlib.nullcontext():
-            hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state  # [B, S, H]
-            wanted = labels != -100
-            logits = model.lm_head(hidden[wanted])  # [answer tokens, vocabulary]
-            cap = model.config.final_logit_softcapping
-            loss = F.cross_entropy(cap * torch.tanh(logits / cap), labels[wanted])
-            loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, steps)
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(loss.item())
-        if (step + 1) % 50 == 0:
-            report(step + 1, steps, sum(losses[-50:]) / len(losses[-50:]), time.monotonic() - started)
-        if (step + 1) % SAVE_EVERY == 0 or step + 1 == steps:
-            save_state(model, optimizer, seed, steps, step + 1)
-    return model
+def train_together(
+    model: Gemma3nForConditionalGeneration,
+    tokenizer: PreTrainedTokenizerBase,
+    clips: list[Clip],
+    stage: loop.Stage = STAGE,
+    *,
+    folder: Path = FOLDER,
+) -> None:
+    """The last stage; `model` has the towers that learned alone.
 
+    A process of a group takes every PROCESSES-th conversation of a step.
+    """
+    rank, processes = (
+        (distributed.get_rank(), distributed.get_world_size()) if distributed.is_initialized() else (0, 1)
+    )
+    lengths = tuple(len(clip.samples) for clip in clips)
 
-def report(step: int, steps: int, loss: float, seconds: float) -> None:
-    """One line of progress on stderr."""
-    print(f"step {step}/{steps}  loss {loss:.4f}  {seconds:.0f} s", file=sys.stderr, flush=True)
+    def some_clips(count: int, order: int, index: int) -> list[Clip]:
+        chosen = train_audio.batch_of(lengths, count, stage.seed + order, index)
+        return [clips[i] for i in chosen[rank::processes]]
 
-
-def save_state(model: nn.Module, optimizer: torch.optim.Optimizer, seed: int, steps: int, step: int) -> None:
-    """Replaces the saved state in one move, so that a run cut short while saving keeps the old one."""
-    STATE.parent.mkdir(exist_ok=True)
-    state = {
-        "run": (seed, steps),
-        "step": step,
-        "model": model.state_dict(),
-        "optimizer": optimizer.state_dict(),
+    batches = {
+        "speech": lambda step, seed: speech_batch(tokenizer, some_clips(SPEECH, 1, step), seed),
+        "text": lambda _, seed: text_batch(tokenizer, seed, TEXTS // processes),
+        "pictures": lambda _, seed: picture_batch(tokenizer, seed, PICTURES // processes),
+        "mixed": lambda step, seed: mixed_batch(tokenizer, some_clips(MIXED, 2, step // len(KINDS)), seed),
     }
-    torch.save(state, STATE.with_suffix(".tmp"))
-    STATE.with_suffix(".tmp").replace(STATE)
 
-
-def load_state(model: nn.Module, optimizer: torch.optim.Optimizer, seed: int, steps: int) -> int:
-    """Restores the saved state of the same run, if there is one, and returns the next step."""
-    if not STATE.exists():
-        return 0
-    state = torch.load(STATE)
-    if state["run"] != (seed, steps):
-        return 0
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    print(f"continuing after step {state['step']}", file=sys.stderr)
-    return int(state["step"])
-
-
-def write_checkpoint(model: Gemma3nForCausalLM, folder: Path) -> None:
-    """Writes the weights in bfloat16 with config.json and generation_config.json."""
-    model.to(torch.bfloat16)
-    model.generation_config = GenerationConfig(
-        bos_token_id=BOS_ID, eos_token_id=[EOS_ID, END_OF_TURN_ID], pad_token_id=0
-    )
-    model.save_pretrained(folder)
-
-
-@torch.no_grad()
-def answer(
-    model: Gemma3nForCausalLM, tokenizer: PreTrainedTokenizerBase, items: list[data.Item]
-) -> list[str]:
-    """The greedy answers to `items`, decoded in one left-padded batch."""
-    encoded = tokenizer.apply_chat_template(
-        [list(item.messages) for item in items],
-        add_generation_prompt=True,
-        padding=True,
-        return_tensors="pt",
-        return_dict=True,
-    )
-    output = model.generate(**encoded, max_new_tokens=64, do_sample=False)
-    new = output[:, encoded["input_ids"].shape[1] :]  # [B, new tokens]
-    return tokenizer.batch_decode(new, skip_special_tokens=True)
-
-
-def evaluate(folder: Path, count: int) -> str:
-    """A table of the held-out answers right, in fp32 from the stored weights, by task, width and rounding."""
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = Gemma3nForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="eager"
-    ).eval()
-    lines = ["| task | width | weights | right |", "|---|---|---|---|"]
-    for task, width, rounded in itertools.product(data.TASKS, (FULL_WIDTH, HALF_WIDTH), (False, True)):
-        use_width(model, width)
-        items = data.held_out(task, count)
+    def losses(step: int) -> Iterator[tuple[str, Tensor]]:
+        rng = random.Random(f"{stage.seed} joint {step}")
+        seed = (stage.seed * 1_000_003 + step) * processes + rank
+        use_width(model, HALF_WIDTH if rng.random() < HALF_SHARE else FULL_WIDTH)
+        rounded = rng.random() < INT4_SHARE and step >= INT4_FROM * stage.steps
         with int4_weights(model) if rounded else contextlib.nullcontext():
-            answers = [
-                text for at in range(0, count, 125) for text in answer(model, tokenizer, items[at : at + 125])
-            ]
-        right = sum(data.is_right(item, text) for item, text in zip(items, answers, strict=True))
-        weights = "int4, rounded" if rounded else "bfloat16"
-        lines.append(f"| {task} | {width} | {weights} | {right} of {count} ({100 * right / count:.1f} %) |")
-    return "\n".join(lines)
+            for kind in ("speech", KINDS[step % len(KINDS)]):
+                yield kind, loss_of(model, batches[kind](step, seed))
+
+    loop.run(model, stage, losses, folder=folder)
+    use_width(model, FULL_WIDTH)
+
+
+def train_towers() -> None:
+    """Both towers, each on one core in its own process."""
+    training_clips(FOLDER, seed=train_audio.STAGE.seed, count=train_audio.CLIPS)
+    running = [
+        subprocess.Popen([sys.executable, "-m", module])
+        for module in ("demo.train_audio", "demo.train_vision")
+    ]
+    if any([process.wait() for process in running]):
+        raise SystemExit("a tower's training failed: see the messages above")
+
+
+def last_stage(rank: int, processes: int, out: Path) -> None:
+    """What each process of the group does: one core, its share of the conversations; the first one writes."""
+    torch.set_num_threads(1)
+    store = f"file://{(FOLDER / RENDEZVOUS).resolve()}"
+    distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=processes)
+    clips = training_clips(FOLDER, seed=train_audio.STAGE.seed, count=train_audio.CLIPS)
+    tokenizer = AutoTokenizer.from_pretrained(out)
+    model = new_model(STAGE.seed)
+    with_towers(model, train_audio.train_audio(clips), train_vision.train_vision())
+    train_together(model, tokenizer, clips)
+    if rank == 0:
+        write_checkpoint(model, out)
+    distributed.destroy_process_group()
 
 
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=STEPS)
-    parser.add_argument("--threads", type=int, default=0, help="torch threads; 0 = all cores")
-    parser.add_argument("--held-out", type=int, default=500, help="held-out questions a task")
-    parser.add_argument("--out", type=Path, default=CHECKPOINT)
-    arguments = parser.parse_args()
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
-    write_tokenizer(arguments.out)
-    tokenizer = AutoTokenizer.from_pretrained(arguments.out)
-    write_checkpoint(train(tokenizer, seed=arguments.seed, steps=arguments.steps), arguments.out)
-    STATE.unlink()
-    print(evaluate(arguments.out, arguments.held_out))
+    parser.add_argument("--out", type=Path, default=FOLDER / "checkpoint")
+    out = parser.parse_args().out
+    train_towers()
+    write_tokenizer(out)
+    (FOLDER / RENDEZVOUS).unlink(missing_ok=True)
+    multiprocessing.spawn(last_stage, args=(PROCESSES, out), nprocs=PROCESSES)
+    print(f"wrote {out}: now python -m demo.evaluate {out}", file=sys.stderr)
 
 
 if __name__ == "__main__":
