@@ -17,21 +17,22 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from onnx import TensorProto
-from optimum.utils import DummyInputGenerator, NormalizedConfig
+from optimum.utils import NormalizedConfig
 
 from edge_gemma.artifact import AUDIO_ENCODER, AudioSpec
 from edge_gemma.errors import CheckpointError, DependencyError
 from edge_gemma.export.checkpoint import Checkpoint
 from edge_gemma.export.conformer import plain_forms
+from edge_gemma.export.footprint import resident_weights
 from edge_gemma.export.graph import Graph
 from edge_gemma.export.recipes import Recipe
+from edge_gemma.export.splice import Splicer
 from edge_gemma.export.towers import (
     TASK,
     Encoder,
     EncoderConfig,
-    Splicer,
+    FloatGenerator,
     register,
-    resident_weights,
     trace,
     weightless,
 )
@@ -51,19 +52,13 @@ FLOAT_BYTES = 4
 END = 2**62  # as the end of a slice
 
 
-class MelGenerator(DummyInputGenerator):  # type: ignore[misc]
+class MelGenerator(FloatGenerator):
     """One clip's features; optimum's own generator has channels before frames."""
 
     SUPPORTED_INPUT_NAMES = ("input_features",)
 
     def __init__(self, task: str, normalized_config: NormalizedConfig, **_: Any) -> None:
         self.shape = [1, 400, normalized_config.input_feat_size]
-
-    def generate(
-        self, input_name: str, framework: str = "pt", int_dtype: str = "int64", float_dtype: str = "fp32"
-    ) -> torch.Tensor:
-        tensor: torch.Tensor = self.random_float_tensor(self.shape, framework=framework, dtype=float_dtype)
-        return tensor
 
 
 @register("gemma3n_audio", TASK)

@@ -116,11 +116,11 @@ def image_processor(checkpoint: Checkpoint) -> Any:
     return SiglipImageProcessor(**(default | said))
 
 
-def probe_clip() -> NDArray[np.float32]:
+def probe_clip(seconds: int = SECONDS) -> NDArray[np.float32]:
     """A rising tone in noise, float32 [samples] at 16 kHz."""
-    seconds = np.arange(SECONDS * 16_000) / 16_000
-    tone = np.sin(2 * np.pi * (200 + 500 * seconds) * seconds)
-    noise = np.random.default_rng(0).standard_normal(len(seconds))
+    times = np.arange(seconds * 16_000) / 16_000
+    tone = np.sin(2 * np.pi * (200 + 500 * times) * times)
+    noise = np.random.default_rng(0).standard_normal(len(times))
     return (0.3 * tone + 0.03 * noise).astype(np.float32)
 
 

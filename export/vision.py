@@ -16,22 +16,23 @@ import numpy as np
 import onnx_ir as ir
 import torch
 from onnx import TensorProto
-from optimum.utils import DummyInputGenerator, NormalizedConfig
+from optimum.utils import NormalizedConfig
 
 from edge_gemma.artifact import VISION_ENCODER, VisionSpec
 from edge_gemma.errors import CheckpointError
 from edge_gemma.export.channels_last import channels_last
 from edge_gemma.export.checkpoint import Checkpoint
+from edge_gemma.export.footprint import resident_weights
 from edge_gemma.export.graph import Graph
 from edge_gemma.export.recipes import Recipe
 from edge_gemma.export.resize import resize
+from edge_gemma.export.splice import Splicer
 from edge_gemma.export.towers import (
     TASK,
     Encoder,
     EncoderConfig,
-    Splicer,
+    FloatGenerator,
     register,
-    resident_weights,
     trace,
     weightless,
 )
@@ -54,19 +55,13 @@ PREPARATION: dict[str, Any] = {
 }
 
 
-class PixelGenerator(DummyInputGenerator):  # type: ignore[misc]
+class PixelGenerator(FloatGenerator):
     """One image of the size that the tower takes, channels last."""
 
     SUPPORTED_INPUT_NAMES = ("pixels",)
 
     def __init__(self, task: str, normalized_config: NormalizedConfig, **_: Any) -> None:
         self.shape = [1, *normalized_config.image_size, CHANNELS]
-
-    def generate(
-        self, input_name: str, framework: str = "pt", int_dtype: str = "int64", float_dtype: str = "fp32"
-    ) -> torch.Tensor:
-        tensor: torch.Tensor = self.random_float_tensor(self.shape, framework=framework, dtype=float_dtype)
-        return tensor
 
 
 @register("gemma3n_vision", TASK)

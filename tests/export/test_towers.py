@@ -15,16 +15,16 @@ from optimum.utils import DummyInputGenerator
 from torch.nn import functional
 
 from edge_gemma.errors import CheckpointError, ExportError
+from edge_gemma.export.footprint import resident_weights
 from edge_gemma.export.recipes import find_recipe
+from edge_gemma.export.splice import Splicer
 from edge_gemma.export.synthetic import CONFIGS
 from edge_gemma.export.towers import (
     TASK,
     Encoder,
     EncoderConfig,
-    Splicer,
     exporter_config,
     register,
-    resident_weights,
     tower_shapes,
     trace,
     weightless,

@@ -1,3 +1,5 @@
+"""The vision encoder: soft tokens from the image are those of transformers."""
+
 from __future__ import annotations
 
 import copy
@@ -46,7 +48,8 @@ ARCHITECTURES = {
         ["uir_r1_a0_k5_s2_e3_c48"],
     ],
 }  # fmt: skip
-IMAGES = [(32, 32), (96, 96), (1, 1), (3, 500), (333, 222), (768, 1024), (1999, 41)]  # height, width
+SMALL = [(32, 32), (96, 96), (1, 1), (3, 500), (333, 222)]  # height, width
+IMAGES = [*SMALL, (768, 1024), (1999, 41), (3000, 4000), (4000, 3000)]
 
 
 def config(architecture: str) -> dict[str, Any]:

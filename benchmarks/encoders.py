@@ -1,0 +1,114 @@
+"""Time and memory of an artifact's encoders: the longest clip, and an image.
+
+    python -m benchmarks.encoders ARTIFACT [--runs 5] [--threads 2]
+
+Each encoder works in a process of its own. Time is the median of the runs after a first one; memory is what
+loading and encoding add to the process; the last columns are the operators that most of the time goes to.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import statistics
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import onnxruntime as ort
+
+from benchmarks.report import print_report
+from edge_gemma import artifact as artifacts
+from edge_gemma.memory import format_bytes, peak_resident_bytes
+from edge_gemma.runtime.session import open_session
+
+HEIGHT, WIDTH = 1080, 1920
+
+
+def probe(spec: artifacts.AudioSpec | artifacts.VisionSpec) -> np.ndarray:
+    """Noise: the time does not depend on what is heard or seen."""
+    random = np.random.default_rng(0)
+    if isinstance(spec, artifacts.AudioSpec):
+        return (0.1 * random.standard_normal(spec.max_samples)).astype(np.float32)
+    return random.integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+
+
+def measure(folder: Path, kind: str, runs: int, threads: int) -> dict[str, Any]:
+    """Load an encoder and run it."""
+    artifact = artifacts.read(folder)
+    spec = getattr(artifact.manifest, kind)
+    data = probe(spec)
+    before, began = peak_resident_bytes(), time.perf_counter()
+    session = open_session(artifact.path(spec.file), threads)
+    load_seconds = time.perf_counter() - began
+    seconds = []
+    for _ in range(runs + 1):
+        began = time.perf_counter()
+        session.run(None, {spec.input.name: data})
+        seconds.append(time.perf_counter() - began)
+    added = peak_resident_bytes() - before
+    del session
+    return {
+        "encoder": kind,
+        "file_bytes": sum(f.bytes for n, f in artifact.manifest.files.items() if n.startswith(spec.file)),
+        "load_seconds": load_seconds,
+        "seconds": statistics.median(seconds[1:]),
+        "fastest": min(seconds[1:]),
+        "added_bytes": added,
+        "operators": profile(artifact.path(spec.file), spec.input.name, data, threads),
+    }
+
+
+def profile(path: Path, name: str, data: np.ndarray, threads: int) -> dict[str, float]:
+    """Share of the time by operator, the largest first."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    options.enable_profiling = True
+    with tempfile.TemporaryDirectory() as folder:
+        options.profile_file_prefix = str(Path(folder) / "profile")
+        session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        session.run(None, {name: data})
+        events = json.loads(Path(session.end_profiling()).read_text())
+    spent: Counter[str] = Counter()
+    for event in events:
+        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
+            spent[event["args"]["op_name"]] += event["dur"]
+    total = sum(spent.values())
+    return {name: duration / total for name, duration in spent.most_common(4)}
+
+
+@click.command()
+@click.argument("artifact", type=click.Path(path_type=Path))
+@click.option("--runs", default=5, show_default=True)
+@click.option("--threads", default=2, show_default=True)
+def main(artifact: Path, runs: int, threads: int) -> None:
+    """Time and memory of the encoders of ARTIFACT."""
+    manifest = artifacts.read(artifact).manifest
+    results = []
+    for kind in ("audio", "vision"):
+        if getattr(manifest, kind):
+            with multiprocessing.get_context("spawn").Pool(1) as process:
+                results.append(process.apply(measure, (artifact, kind, runs, threads)))
+    rows = [
+        (
+            result["encoder"],
+            format_bytes(result["file_bytes"]),
+            f"{result['load_seconds']:.1f} s",
+            f"{result['seconds']:.1f} s",
+            f"{result['fastest']:.1f} s",
+            format_bytes(result["added_bytes"]),
+            ", ".join(f"{name} {share:.0%}" for name, share in result["operators"].items()),
+        )
+        for result in results
+    ]
+    header = ("encoder", "files", "load", "encode", "fastest", "memory added", "spent on")
+    print_report("benchmarks.encoders", header, rows, {"recipe": manifest.recipe, "encoders": results})
+
+
+if __name__ == "__main__":
+    main()

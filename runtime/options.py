@@ -1,0 +1,120 @@
+"""Options that several commands share: how to generate, how to load, which images and sounds."""
+
+from __future__ import annotations
+
+import functools
+import glob
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import click
+
+from edge_gemma.errors import MediaError
+from edge_gemma.memory import DEFAULT_CHUNK
+from edge_gemma.runtime.sampling import SamplingOptions
+
+F = TypeVar("F", bound=Callable[..., Any])
+DEFAULTS = SamplingOptions()
+
+
+def generation_options(*, temperature: float = DEFAULTS.temperature) -> Callable[[F], F]:
+    """Options that every command that generates takes: passed on to `Model.stream`."""
+    return _together(
+        click.option(
+            "--max-new-tokens", type=click.IntRange(1), help="Longest answer. [what the context holds]"
+        ),
+        click.option(
+            "--temperature", type=float, default=temperature, show_default=True, help="0 is greedy."
+        ),
+        click.option("--top-k", type=int, default=DEFAULTS.top_k, show_default=True, help="0 turns it off."),
+        click.option("--top-p", type=float, default=DEFAULTS.top_p, show_default=True),
+        click.option("--min-p", type=float, default=DEFAULTS.min_p, show_default=True),
+        click.option(
+            "--repetition-penalty", type=float, default=DEFAULTS.repetition_penalty, show_default=True
+        ),
+        click.option("--seed", type=int, help="Makes sampling repeatable."),
+        click.option("--stop", multiple=True, help="Text that ends the answer; may be repeated."),
+    )
+
+
+def model_options(command: F) -> F:
+    """Options that every command that loads a model takes; the command gets them as `model`, for `load`."""
+
+    @functools.wraps(command)
+    def with_model(
+        context: int | None, chunk: int, threads: int | None, keep_encoders: bool, **others: Any
+    ) -> Any:
+        options = {"context": context, "chunk": chunk, "threads": threads, "keep_encoders": keep_encoders}
+        return command(model=options, **others)
+
+    options = _together(
+        click.option("--context", type=click.IntRange(1), help="Tokens of prompt and answer. [4096]"),
+        click.option(
+            "--chunk",
+            type=click.IntRange(1),
+            default=DEFAULT_CHUNK,
+            show_default=True,
+            help="Prompt tokens computed at once.",
+        ),
+        click.option("--threads", type=click.IntRange(1), help="Threads to compute with. [all cores]"),
+        click.option(
+            "--keep-encoders", is_flag=True, help="Leave the audio and vision encoders in memory after use."
+        ),
+    )
+    return cast(F, options(with_model))
+
+
+def media_options(command: F) -> F:
+    """--image and --audio, each a tuple of what the user wrote: see `media_parts`."""
+    options = _together(
+        click.option(
+            "--image",
+            "images",
+            multiple=True,
+            metavar="FILE",
+            help="Image to ask about; may be repeated or a glob; - is standard input.",
+        ),
+        click.option(
+            "--audio",
+            "sounds",
+            multiple=True,
+            metavar="FILE",
+            help="Clip to ask about, as --image; a longer recording is for `transcribe`.",
+        ),
+    )
+    return options(command)
+
+
+def _together(*options: Callable[[Any], Any]) -> Callable[[F], F]:
+    def decorate(command: F) -> F:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+def expand(names: Sequence[str]) -> list[Path]:
+    """Paths of what the user wrote: globs that the shell left alone are expanded; - stays.
+
+    Raises:
+        MediaError: a glob matches nothing.
+    """
+    paths = []
+    for name in names:
+        found = sorted(glob.glob(name)) if not Path(name).exists() and glob.has_magic(name) else [name]
+        if not found:
+            raise MediaError(f"{name} matches no file: check the pattern")
+        paths += [Path(path) for path in found]
+    return paths
+
+
+def media_parts(images: Sequence[str], sounds: Sequence[str]) -> list[dict[str, Any]]:
+    """Parts of a message for --image and --audio."""
+    return [
+        {"type": kind, kind: sys.stdin.buffer.read() if str(path) == "-" else path}
+        for kind, names in (("image", images), ("audio", sounds))
+        for path in expand(names)
+    ]
