@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from edge_gemma.artifact import MemorySpec
@@ -28,6 +29,15 @@ KINDS = (
 def decoder_bytes(config: TextConfig, recipe: Recipe) -> int:
     """Size of decoder.onnx.data."""
     return sum(_stored(shape, fmt) for shape, fmt in _decoder_tensors(config, recipe))
+
+
+def encoder_bytes(shapes: Iterable[tuple[int, ...]], fmt: MatrixFormat | None) -> int:
+    """About the size of an encoder's data file, by the shapes of its tensors and the format of matrices."""
+    total = 0
+    for shape in shapes:
+        matrix = len(shape) == 2 or shape[2:] == (1, 1)  # a 1×1 convolution is a product, too
+        total += _stored((shape[0], shape[1]), fmt) if matrix else _stored(shape, None)
+    return total
 
 
 def memory_spec(config: TextConfig, recipe: Recipe, tokenizer_bytes: int) -> MemorySpec:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from edge_gemma import __version__
@@ -28,7 +29,7 @@ from edge_gemma.errors import CheckpointError, ExportError
 from edge_gemma.export.checkpoint import Checkpoint
 from edge_gemma.export.decoder import DecoderBuilder, head_shards
 from edge_gemma.export.embeddings import embedding_layout, write_embeddings
-from edge_gemma.export.footprint import decoder_bytes, is_read, memory_spec
+from edge_gemma.export.footprint import decoder_bytes, encoder_bytes, is_read, memory_spec
 from edge_gemma.export.recipes import Recipe
 from edge_gemma.export.staging import staging
 from edge_gemma.export.synthetic import text_shapes
@@ -41,8 +42,10 @@ from edge_gemma.progress import Progress, Silent
 # shared KV, HyperConnectionPostMix.
 MINIMUM_ONNXRUNTIME = "1.32"
 # A tensor of each tower, by which a checkpoint that has one is known.
-AUDIO_TOWER = "audio_tower.subsample_conv_projection.input_proj_linear.weight"
-VISION_TOWER = "vision_tower.timm_model.conv_stem.conv.weight"
+TOWERS = {
+    "audio": "audio_tower.subsample_conv_projection.input_proj_linear.weight",
+    "vision": "vision_tower.timm_model.conv_stem.conv.weight",
+}
 
 
 def export(
@@ -66,12 +69,13 @@ def export(
     """
     progress = progress or Silent()
     _check_shapes(checkpoint)
-    _check_space(checkpoint, recipe, target)
+    asked = {"audio": audio, "vision": vision}
+    encoders = [kind for kind in asked if asked[kind] and has_tower(checkpoint, kind)]
+    _check_space(checkpoint, recipe, target, encoders)
     with staging(target, overwrite=overwrite) as folder:
         tokens = write_tokenizer(checkpoint, folder)
         decoder = _write_decoder(checkpoint, recipe, folder, progress)
-        hearing = _write_audio_encoder(checkpoint, recipe, folder, progress) if audio else None
-        seeing = _write_vision_encoder(checkpoint, recipe, folder, progress) if vision else None
+        hearing, seeing = _write_encoders(checkpoint, recipe, folder, encoders, progress)
         embeddings = write_embeddings(checkpoint, recipe, folder / EMBEDDINGS, progress)
         memory = memory_spec(checkpoint.config.text, recipe, (folder / TOKENIZER).stat().st_size)
         manifest = Manifest(
@@ -124,10 +128,15 @@ def _check_shapes(checkpoint: Checkpoint) -> None:
         )
 
 
-def _check_space(checkpoint: Checkpoint, recipe: Recipe, target: Path) -> None:
+def _check_space(checkpoint: Checkpoint, recipe: Recipe, target: Path, encoders: Sequence[str]) -> None:
     """Refuse before the work rather than after it, where the disk plainly cannot hold the result."""
     layout = embedding_layout(checkpoint, recipe, EMBEDDINGS)
     needed = layout.records * layout.record_bytes + decoder_bytes(checkpoint.config.text, recipe)
+    for kind in encoders:
+        from edge_gemma.export.towers import tower_shapes
+
+        shapes = tower_shapes(checkpoint.config_json, kind).values()
+        needed += encoder_bytes(shapes, recipe.matrices[kind])
     parent = Path(os.path.abspath(target)).parent
     while not parent.exists():
         parent = parent.parent
@@ -148,24 +157,24 @@ def _write_decoder(checkpoint: Checkpoint, recipe: Recipe, folder: Path, progres
     return spec
 
 
-def _write_audio_encoder(
-    checkpoint: Checkpoint, recipe: Recipe, folder: Path, progress: Progress
-) -> AudioSpec | None:
-    if not (checkpoint.config.audio and checkpoint.has(AUDIO_TOWER)):
-        return None
-    from edge_gemma.export.audio import export_audio_encoder  # the exporter of torch takes seconds to import
+def _write_encoders(
+    checkpoint: Checkpoint, recipe: Recipe, folder: Path, kinds: Sequence[str], progress: Progress
+) -> tuple[AudioSpec | None, VisionSpec | None]:
+    hearing = seeing = None
+    if "audio" in kinds:
+        from edge_gemma.export.audio import export_audio_encoder  # torch's exporter takes seconds to import
 
-    return export_audio_encoder(checkpoint, recipe, folder, progress)
+        hearing = export_audio_encoder(checkpoint, recipe, folder, progress)
+    if "vision" in kinds:
+        from edge_gemma.export.vision import export_vision_encoder
+
+        seeing = export_vision_encoder(checkpoint, recipe, folder, progress)
+    return hearing, seeing
 
 
-def _write_vision_encoder(
-    checkpoint: Checkpoint, recipe: Recipe, folder: Path, progress: Progress
-) -> VisionSpec | None:
-    if not (checkpoint.config.vision and checkpoint.has(VISION_TOWER)):
-        return None
-    from edge_gemma.export.vision import export_vision_encoder
-
-    return export_vision_encoder(checkpoint, recipe, folder, progress)
+def has_tower(checkpoint: Checkpoint, kind: str) -> bool:
+    """Whether a checkpoint has the "audio" or "vision" tower, with its weights."""
+    return getattr(checkpoint.config, kind) is not None and checkpoint.has(TOWERS[kind])
 
 
 def _hash_files(folder: Path, progress: Progress) -> dict[str, FileSpec]:

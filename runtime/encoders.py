@@ -71,10 +71,9 @@ class Encoders:
     def _run(self, spec: AudioSpec | VisionSpec, item: Media) -> NDArray[np.float32]:
         session = self._sessions.get(spec.file)
         if session is None:
-            manifest = self._artifact.manifest
-            for name in manifest.files:  # the decoder makes room
-                if name.startswith(manifest.decoder.file):
-                    give_way(self._artifact.path(name))
+            decoder = self._artifact.manifest.decoder.file
+            files = (name for name in self._artifact.manifest.files if name.startswith(decoder))
+            give_way({self._artifact.path(name) for name in files})
             release_free_memory()
             session = open_session(self._artifact.path(spec.file), self._threads)
             self._sessions[spec.file] = session

@@ -3,28 +3,42 @@
 from __future__ import annotations
 
 import ctypes
+import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
-MAPS = Path("/proc/self/maps")
+SMAPS = Path("/proc/self/smaps")
+MAPPING = re.compile(r"([0-9a-f]+)-([0-9a-f]+) \S{4} \S+ \S+ \d+ +(/.*)")
 DONTNEED = 4  # MADV_DONTNEED of Linux
 
 
-def give_way(path: Path) -> int:
-    """Empty the pages of a file that is mapped read-only; they are read again when they are touched.
+def give_way(paths: set[Path]) -> int:
+    """Empty the mapped pages of files; they are read again when they are touched. Nothing is lost by it.
 
-    Does nothing where there is no /proc/self/maps. Returns the bytes of the mappings.
+    onnxruntime maps weights privately and writable. A mapping in which a page was written holds what its file
+    does not, so it stays. Does nothing where there is no /proc/self/smaps.
+
+    Returns:
+        The bytes that left memory.
     """
-    if sys.platform != "linux" or not MAPS.exists():
+    if sys.platform != "linux" or not SMAPS.exists():
         return 0
-    libc = ctypes.CDLL(None, use_errno=True)
-    wanted = str(path.resolve())
+    libc = ctypes.CDLL(None)
+    wanted = {str(path.resolve()) for path in paths}
     total = 0
-    for line in MAPS.read_text("utf-8", errors="surrogateescape").splitlines():
-        span, rights, _, _, _, *name = line.split(maxsplit=5)
-        if "w" in rights or name != [wanted]:  # a writable page may hold what the file does not
+    for first, last, name, resident, written in _mappings():
+        if name not in wanted or written or not resident:
             continue
-        first, last = (int(part, 16) for part in span.split("-"))
         if libc.madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), DONTNEED) == 0:
-            total += last - first
+            total += resident
     return total
+
+
+def _mappings() -> Iterator[tuple[int, int, str, int, int]]:
+    """First and last address, path, resident bytes and bytes no longer those of the file, of each mapping."""
+    for entry in re.split(r"\n(?=[0-9a-f]+-[0-9a-f]+ )", SMAPS.read_text("utf-8", errors="surrogateescape")):
+        if found := MAPPING.match(entry):
+            sizes = dict(re.findall(r"^(\w+): +(\d+) kB", entry, re.MULTILINE))
+            first, last, name = int(found[1], 16), int(found[2], 16), found[3]
+            yield first, last, name, int(sizes["Rss"]) * 1024, int(sizes["Anonymous"]) * 1024

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -101,3 +102,14 @@ def test_what_both_share_knows_neither(path: Path) -> None:
     """`__init__.py` and `cli.py` have tables of names, and import what is asked for."""
     sides = ("edge_gemma.export", "edge_gemma.runtime")
     assert not [name for name in imported(path) if name.startswith(sides)]
+
+
+def test_nothing_is_reported_home(tmp_path: Path) -> None:
+    """onnxruntime keeps a file of events that wait to be sent, unless it is told not to."""
+    environment = {
+        k: v for k, v in os.environ.items() if k not in ("ORT_DISABLE_TELEMETRY", "XDG_CACHE_HOME")
+    }
+    environment["HOME"] = str(tmp_path)
+    code = "import edge_gemma.runtime.engine"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, check=True, timeout=120)
+    assert not list(tmp_path.iterdir())

@@ -9,11 +9,13 @@ import pytest
 
 from edge_gemma.artifact import MemorySpec
 from edge_gemma.export.checkpoint import open_checkpoint
-from edge_gemma.export.footprint import decoder_bytes, is_read, memory_spec
+from edge_gemma.export.footprint import decoder_bytes, encoder_bytes, is_read, memory_spec
 from edge_gemma.export.graph import ALIGNMENT
 from edge_gemma.export.pipeline import export
+from edge_gemma.export.quantize import MatrixFormat
 from edge_gemma.export.recipes import find_recipe
-from edge_gemma.export.synthetic import SyntheticCheckpoint, text_shapes
+from edge_gemma.export.synthetic import CONFIGS, SyntheticCheckpoint, text_shapes
+from edge_gemma.export.towers import tower_shapes
 
 TINY = SyntheticCheckpoint.from_name("synthetic:tiny").config.text
 E2B = SyntheticCheckpoint.from_name("synthetic:E2B").config.text
@@ -76,3 +78,13 @@ def test_memory_spec_goes_into_the_manifest(tiny_artifact: Path) -> None:
     assert manifest.memory_estimate == {
         str(n): estimate(manifest.memory, n).total for n in (1024, 4096, 8192, 16384, 32768)
     }
+
+
+@pytest.mark.parametrize("kind", ["audio", "vision"])
+@pytest.mark.parametrize("bits", [None, 8])
+def test_size_of_an_encoder(kind: str, bits: int | None) -> None:
+    """Of the real ones, as `benchmarks.encoders` finds them: 657 and 303 MiB at 8 bits."""
+    shapes = tower_shapes(CONFIGS["E2B"], kind).values()
+    fmt = MatrixFormat(bits=8, block=128, zero_points=False) if bits else None
+    expected = {"audio": (2597, 657), "vision": (1139, 303)}[kind][bits is not None]
+    assert encoder_bytes(shapes, fmt) / 2**20 == pytest.approx(expected, rel=0.05)
