@@ -13,6 +13,7 @@ from edge_gemma.artifact import Artifact, AudioSpec, VisionSpec
 from edge_gemma.export.checkpoint import Checkpoint
 from edge_gemma.export.timm_support import require_timm
 from edge_gemma.export.towers import Encoder
+from edge_gemma.export.vision import PREPARATION
 from edge_gemma.progress import Progress
 from edge_gemma.runtime.session import open_session
 
@@ -110,10 +111,8 @@ def image_processor(checkpoint: Checkpoint) -> Any:
     require_timm()
     from transformers import SiglipImageProcessor
 
-    default = {"size": {"height": 768, "width": 768}, "resample": 2, "do_normalize": False}
-    known = {"size", "resample", "do_normalize", "do_rescale", "rescale_factor", "image_mean", "image_std"}
-    said = {name: value for name, value in checkpoint.image_processor().items() if name in known}
-    return SiglipImageProcessor(**(default | said))
+    said = {name: value for name, value in checkpoint.image_processor().items() if value is not None}
+    return SiglipImageProcessor(**{name: said.get(name, value) for name, value in PREPARATION.items()})
 
 
 def probe_clip(seconds: int = SECONDS) -> NDArray[np.float32]:

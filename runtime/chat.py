@@ -21,6 +21,7 @@ import re
 import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from edge_gemma.errors import ArtifactError, PromptError
@@ -84,13 +85,23 @@ class ChatTemplate:
                 "copy or export the artifact again"
             ) from None
 
-    def encode(self, messages: str | Sequence[Mapping[str, Any]], tokenizer: Tokenizer) -> list[int]:
+    def encode(
+        self,
+        messages: str | Sequence[Mapping[str, Any]],
+        tokenizer: Tokenizer,
+        expansions: Mapping[str, str] = MappingProxyType({}),
+    ) -> list[int]:
         """The ids of the prompt, in which only the template's own control tokens are control tokens.
 
-        Raises as `render_parts` does.
+        `expansions` are control tokens that the template writes for something longer, and that. Raises as
+        `render_parts` does.
         """
-        parts = self.render_parts(messages, tokenizer.special_tokens)
-        return [token for part in parts for token in tokenizer.encode(part)]
+        ids = []
+        for part in self.render_parts(messages, tokenizer.special_tokens):
+            for token, whole in expansions.items():
+                part = part.replace(token, whole)
+            ids += tokenizer.encode(part)
+        return ids
 
     def render(
         self, messages: str | Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True

@@ -43,17 +43,15 @@ class Encoders:
         All clips go before all images, so that each encoder is loaded once.
         """
         found = {item.fingerprint: self._results.get(item.fingerprint) for item in media}
-        try:
-            for spec in (self._artifact.manifest.audio, self._artifact.manifest.vision):
-                kind = "audio" if isinstance(spec, AudioSpec) else "image"
+        manifest = self._artifact.manifest
+        for kind, spec in (("audio", manifest.audio), ("image", manifest.vision)):
+            try:
                 for item in media:
                     if spec and item.kind == kind and found[item.fingerprint] is None:
                         found[item.fingerprint] = self._run(spec, item)
+            finally:
                 if not self._keep:
                     self.release()
-        finally:
-            if not self._keep:
-                self.release()
         results = [rows for item in media if (rows := found[item.fingerprint]) is not None]
         for item, rows in zip(media, results, strict=True):
             self._results[item.fingerprint] = rows

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from edge_gemma.runtime.tokenizer import Tokenizer
 
 Messages = str | Sequence[Mapping[str, Any]]
 KINDS = ("image", "audio")
-MARKERS = {"image": ("boi", "eoi"), "audio": ("boa", "eoa")}  # names of the token ids around the soft tokens
+NAMES = {"image": ("boi", "image", "eoi"), "audio": ("boa", "audio", "eoa")}  # of the ids: begin, soft, end
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Prompt:
     ids: list[int]
     media: tuple[Media, ...] = ()
 
-    @property
+    @cached_property
     def keys(self) -> list[Hashable]:
         keys: list[Hashable] = list(self.ids)
         for item in self.media:
@@ -67,7 +68,7 @@ class PromptBuilder:
         self._tokenizer = tokenizer
         self._specs = {"image": manifest.vision, "audio": manifest.audio}
         self._ids = manifest.tokens.media
-        self._texts = tokenizer.texts(self._ids.values())
+        self._expansions = self._expand(tokenizer.texts(self._ids.values()))
 
     def build(self, messages: Messages) -> Prompt:
         """Render, encode, and read what the messages show and let hear.
@@ -84,7 +85,7 @@ class PromptBuilder:
             for number, part in enumerate(message["content"])
             if part["type"] in KINDS
         ]
-        ids = self._encode(messages)
+        ids = self._template.encode(messages, self._tokenizer, self._expansions)
         media = []
         at = 0
         for kind, data in parts:
@@ -106,18 +107,14 @@ class PromptBuilder:
             at += spec.soft_tokens
         return Prompt(ids, tuple(media))
 
-    def _encode(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
-        """The ids, every soft token of the template expanded to all of its places."""
-        ids = []
-        for part in self._template.render_parts(messages, self._tokenizer.special_tokens):
-            for kind, spec in self._specs.items():
-                if spec is None:
-                    continue
-                soft = self._texts[self._ids[kind]]
-                begin, end = (self._texts[self._ids[name]] for name in MARKERS[kind])
-                part = part.replace(soft, f"\n\n{begin}{soft * spec.soft_tokens}{end}\n\n")
-            ids += self._tokenizer.encode(part)
-        return ids
+    def _expand(self, texts: Mapping[int, str]) -> dict[str, str]:
+        """The template's soft token of an image or a clip → all of its places; `texts` by token id."""
+        expansions = {}
+        for kind, spec in self._specs.items():
+            if spec is not None:
+                begin, soft, end = (texts[self._ids[name]] for name in NAMES[kind])
+                expansions[soft] = f"\n\n{begin}{soft * spec.soft_tokens}{end}\n\n"
+        return expansions
 
     def _read(self, part: Mapping[str, Any], where: str) -> NDArray[Any]:
         kind = part["type"]
