@@ -20,12 +20,20 @@ espeak:
 	  || { [ "$$(id -u)" = 0 ] && apt-get -qq update && apt-get -qq install -y espeak-ng >/dev/null; } \
 	  || { echo "espeak-ng is missing: apt-get install espeak-ng"; exit 1; }
 
+# demo/samples/samples.json says what the clips and pictures hold
 demo: install
 	$(BIN)/edge-gemma export demo/checkpoint -o $(DEMO) --overwrite
 	@for prompt in "What is 17 + 25?" "Turn on the kitchen light."; do \
 	  printf '\n> %s\n' "$$prompt"; \
 	  $(BIN)/edge-gemma run $(DEMO) "$$prompt" --temperature 0 --stats || exit 1; \
 	done
+	@printf '\n> what is said in demo/samples\n'
+	@$(BIN)/edge-gemma transcribe $(DEMO) demo/samples/*.wav
+	@printf '\n> and in the other language\n'
+	@$(BIN)/edge-gemma translate $(DEMO) demo/samples/english-*.wav --from English --to Spanish
+	@$(BIN)/edge-gemma translate $(DEMO) demo/samples/spanish-*.wav --from Spanish --to English
+	@printf '\n> what is to be seen\n'
+	@$(BIN)/edge-gemma describe $(DEMO) demo/samples/*.png --temperature 0
 
 test: lint types fast trueshape
 

@@ -9,7 +9,10 @@ wrong answer (demo.data.is_right) or, in transcriptions, a wrong word. The diffe
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import tempfile
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,13 +29,14 @@ from demo.items import Item
 from edge_gemma.console import show_progress
 from edge_gemma.export.checkpoint import open_checkpoint
 from edge_gemma.export.pipeline import export
-from edge_gemma.export.recipes import load_recipes
 from edge_gemma.export.timm_support import require_timm
 from edge_gemma.progress import Progress
+from edge_gemma.recipes import load_recipes
 
 CHECKPOINT = Path(__file__).parent.parent / "demo" / "checkpoint"
 CONTEXT = 1024
 MAX_NEW_TOKENS = 96
+PART = 125  # items that a process answers before it takes more
 RESAMPLES = 2000
 REFERENCE = "transformers"
 # name of the row → task, signal-to-noise ratio of its clips in dB
@@ -80,31 +84,37 @@ def excess(scores: Scores, exact: Scores) -> tuple[float, float, float]:
     return scores.rate - exact.rate, float(low), float(high)
 
 
-def answer_all(artifact: Path, items: list[Item], progress: Progress) -> list[str]:
-    """The artifact's greedy answers."""
-    answers = []
-    with edge_gemma.load(artifact, context=CONTEXT, keep_encoders=True) as model:
-        for item in items:
-            greedy = model.generate(list(item.messages), max_new_tokens=MAX_NEW_TOKENS, temperature=0)
-            answers.append(greedy.text)
-            progress.advance()
-    return answers
+def answers_of(artifact: Path | None, items: list[Item]) -> list[str]:
+    """Greedy answers on one core: the artifact's, or without one those of transformers in float32."""
+    if artifact is None:
+        return answers_of_transformers(items)
+    with edge_gemma.load(artifact, context=CONTEXT, threads=1, keep_encoders=True, cache=False) as model:
+        greedy = {"max_new_tokens": MAX_NEW_TOKENS, "temperature": 0}
+        return [model.generate(list(item.messages), **greedy).text for item in items]
 
 
-def answer_all_with_transformers(items: list[Item], progress: Progress) -> list[str]:
-    """The answers of transformers' model in float32; its features are those of each clip alone."""
+def answers_of_transformers(items: list[Item]) -> list[str]:
+    """Its features are those of each clip alone."""
     require_timm()
     from transformers import AutoTokenizer, Gemma3nForConditionalGeneration
 
-    from demo.evaluate import BATCH, answer_all
+    from demo.evaluate import answer_all
 
+    torch.set_num_threads(1)
     tokenizer = AutoTokenizer.from_pretrained(CHECKPOINT)
     model = Gemma3nForConditionalGeneration.from_pretrained(CHECKPOINT, dtype=torch.float32).eval()
+    return answer_all(model, tokenizer, items)
+
+
+def answer_all(
+    pool: ProcessPoolExecutor, artifact: Path | None, items: list[Item], progress: Progress
+) -> list[str]:
+    """`answers_of` in parts, side by side."""
+    parts = [items[first : first + PART] for first in range(0, len(items), PART)]
     answers = []
-    for first in range(0, len(items), 4 * BATCH):
-        here = items[first : first + 4 * BATCH]
-        answers += answer_all(model, tokenizer, here)
-        progress.advance(len(here))
+    for part in pool.map(answers_of, [artifact] * len(parts), parts):
+        answers += part
+        progress.advance(len(part))
     return answers
 
 
@@ -118,16 +128,20 @@ def main(items: int, recipes: tuple[str, ...], reference: bool) -> None:
     names = ["fp32", *(name for name in recipes or built_in if name != "fp32")]
     questions = {row: data.held_out(task, items, noise_db=noise) for row, (task, noise) in ROWS.items()}
     scores: dict[str, dict[str, Scores]] = {}
-    with tempfile.TemporaryDirectory() as folder, show_progress() as progress:
-        for name in names:
-            artifact = Path(folder) / name
+    spawn = multiprocessing.get_context("spawn")
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        show_progress() as progress,
+        ProcessPoolExecutor(len(os.sched_getaffinity(0)), spawn) as pool,
+    ):
+        exported = {name: Path(folder) / name for name in names}
+        for name, artifact in exported.items():
             export(open_checkpoint(str(CHECKPOINT)), built_in[name], artifact)
+        models: dict[str, Path | None] = exported | ({REFERENCE: None} if reference else {})
+        for name, model in models.items():
             progress.stage(name, items * len(ROWS))
-            scores[name] = {r: score(qs, answer_all(artifact, qs, progress)) for r, qs in questions.items()}
-        if reference:
-            progress.stage(REFERENCE, items * len(ROWS))
-            scores[REFERENCE] = {
-                r: score(qs, answer_all_with_transformers(qs, progress)) for r, qs in questions.items()
+            scores[name] = {
+                row: score(qs, answer_all(pool, model, qs, progress)) for row, qs in questions.items()
             }
     rows, results = [], []
     for row in ROWS:
