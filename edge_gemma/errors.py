@@ -3,12 +3,15 @@
     EdgeGemmaError
     ├── CheckpointError      the source of an export cannot be read, or is not Gemma 3n
     ├── RecipeError          a quantization recipe is unknown or malformed
+    ├── DeviceError          a device profile is unknown or malformed
     ├── ExportError          the export cannot be completed (a full disk, an existing target)
     ├── ArtifactError        an artifact is missing, damaged, or not one this version reads
     │   └── FormatVersionError   it was written by a newer edge-gemma
     ├── PromptError          the messages, the prompt or a sampling option cannot be used
     │   ├── ContextLimitError    prompt and answer do not fit the context
     │   └── MediaError           a sound or an image cannot be read
+    ├── BudgetError          a memory budget does not hold what was asked for
+    ├── CacheError           a prepared model cannot be written
     └── DependencyError      an optional package is missing; the message names the extra
 
 A message says what was found, what was expected, and what to do; the command line prints it
@@ -32,6 +35,12 @@ class CheckpointError(EdgeGemmaError):
 
 class RecipeError(EdgeGemmaError):
     """A quantization recipe is unknown or malformed."""
+
+    exit_code = 2
+
+
+class DeviceError(EdgeGemmaError):
+    """A device profile is unknown or malformed."""
 
     exit_code = 2
 
@@ -64,6 +73,16 @@ class ContextLimitError(PromptError):
 
 class MediaError(PromptError):
     """A sound or an image cannot be read, or not as given."""
+
+
+class BudgetError(EdgeGemmaError):
+    """A memory budget does not hold, or did not hold, what was asked for."""
+
+    exit_code = 8
+
+
+class CacheError(EdgeGemmaError):
+    """A prepared model cannot be written to the cache."""
 
 
 class DependencyError(EdgeGemmaError):

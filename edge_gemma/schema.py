@@ -6,7 +6,9 @@ import dataclasses
 import reprlib
 import types
 import typing
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
+
+from edge_gemma.errors import EdgeGemmaError
 
 T = TypeVar("T")
 
@@ -17,6 +19,8 @@ class SchemaError(ValueError):
 
 def from_dict(cls: type[T], data: Any, where: str = "") -> T:
     """Build a dataclass from decoded JSON, checking every key and type.
+
+    A field of type Annotated[T, parse, what] is text in the data, of which `parse` makes a T.
 
     Raises:
         SchemaError: a key is unknown or missing, or a value has the wrong type.
@@ -30,7 +34,7 @@ def from_dict(cls: type[T], data: Any, where: str = "") -> T:
     required = {n for n, f in fields.items() if f.default is dataclasses.MISSING}
     if missing := sorted(required - set(data)):
         raise SchemaError(f"missing key {missing[0]!r} at {place}")
-    hints = typing.get_type_hints(cls)
+    hints = typing.get_type_hints(cls, include_extras=True)
     return cls(**{name: _value(hints[name], data[name], f"{where}.{name}".lstrip(".")) for name in data})
 
 
@@ -38,6 +42,14 @@ def _value(kind: Any, value: Any, where: str) -> Any:
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if kind is Any:
         return value
+    if origin is Annotated:  # text that a function reads
+        _, parse, what = arguments
+        try:
+            if isinstance(value, str):
+                return parse(value)
+        except EdgeGemmaError as error:
+            raise SchemaError(f"{where}: {error}") from None
+        raise SchemaError(f"{where} is {reprlib.repr(value)}, expected {what}")
     if origin in (types.UnionType, typing.Union):
         if isinstance(value, dict) and (objects := [o for o in arguments if dataclasses.is_dataclass(o)]):
             return _value(objects[0], value, where)  # its error says which key is wrong

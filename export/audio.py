@@ -25,7 +25,6 @@ from edge_gemma.export.checkpoint import Checkpoint
 from edge_gemma.export.conformer import plain_forms
 from edge_gemma.export.footprint import resident_weights
 from edge_gemma.export.graph import Graph
-from edge_gemma.export.recipes import Recipe
 from edge_gemma.export.splice import Splicer
 from edge_gemma.export.towers import (
     TASK,
@@ -38,6 +37,7 @@ from edge_gemma.export.towers import (
 )
 from edge_gemma.export.weights import WeightedGraph
 from edge_gemma.progress import Progress
+from edge_gemma.recipes import Recipe
 
 SAMPLE_RATE = 16_000
 LONGEST = 480_000  # samples, 30 s

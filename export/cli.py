@@ -13,17 +13,20 @@ import click
 
 from edge_gemma.artifact import Artifact, Manifest, read
 from edge_gemma.console import print_table, show_progress
+from edge_gemma.devices import find_device
 from edge_gemma.errors import EdgeGemmaError
 from edge_gemma.export.checkpoint import Checkpoint, open_checkpoint
 from edge_gemma.export.pipeline import export
-from edge_gemma.export.recipes import KV_DTYPES, find_recipe
 from edge_gemma.export.verify import PROMPTS, verify
 from edge_gemma.memory import format_bytes, peak_resident_bytes
+from edge_gemma.models import model_name
 from edge_gemma.progress import Progress
+from edge_gemma.recipes import KV_DTYPES, find_recipe
 
 if TYPE_CHECKING:
     from edge_gemma.export.verify_encoders import EncoderReport
 
+DEFAULT_RECIPE = "int4"
 # recipe → largest relative error and smallest argmax agreement that pass without options
 TOLERANCES = {"fp32": (1e-4, 1.0)}
 ENCODER_TOLERANCE = 1e-3  # largest relative error of an fp32 encoder
@@ -38,9 +41,8 @@ class VerificationError(EdgeGemmaError):
 @click.command()
 @click.argument("source")
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder to create.")
-@click.option(
-    "--recipe", default="int4", show_default=True, help="fp32, int8, int4, int4-hq, or a recipe's .yaml file."
-)
+@click.option("--recipe", help="fp32, int8, int4, int4-hq, or a recipe's .yaml file. [int4, or the device's]")
+@click.option("--device", help="Device profile, or FILE.yaml:NAME, whose recipe to take by default.")
 @click.option(
     "--global-kv",
     type=click.Choice(KV_DTYPES["global"]),
@@ -57,7 +59,8 @@ class VerificationError(EdgeGemmaError):
 def export_command(
     source: str,
     output: Path,
-    recipe: str,
+    recipe: str | None,
+    device: str | None,
     global_kv: str | None,
     audio: bool,
     vision: bool,
@@ -69,10 +72,17 @@ def export_command(
     """Make an artifact of SOURCE: a checkpoint folder, a hub id such as google/gemma-3n-E2B-it, or
     synthetic:E2B, synthetic:E4B, synthetic:tiny, synthetic:tiny-media (random weights of that shape)."""
     began = time.perf_counter()
-    chosen = find_recipe(recipe)
+    profile = find_device(device) if device else None
+    chosen = find_recipe(recipe or (profile.recipe if profile else DEFAULT_RECIPE))
     if global_kv:
         chosen = replace(chosen, kv_cache=chosen.kv_cache | {"global": global_kv})
     checkpoint = open_checkpoint(source, revision=revision, token=token)
+    if profile and (found := model_name(checkpoint.config.text)) != profile.model:
+        click.echo(
+            f"warning: {source} is {found or 'neither E2B nor E4B'}, and {profile.model} is recommended for "
+            f"{profile.name}: `edge-gemma plan --device {device}` shows what fits",
+            err=True,
+        )
     with show_progress() as progress:
         manifest = export(
             checkpoint,

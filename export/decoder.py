@@ -25,14 +25,7 @@ from edge_gemma.artifact import DecoderSpec
 from edge_gemma.export.altup import AltUp
 from edge_gemma.export.attention import Attention
 from edge_gemma.export.weights import WeightedGraph
-
-HEAD_SHARD_ROWS = 65_600  # a quarter of the vocabulary: loading peaks by the size of the largest matrix
-
-
-def head_shards(vocab_size: int) -> list[tuple[int, int]]:
-    """First and last (exclusive) row of each shard of the head."""
-    starts = range(0, vocab_size, HEAD_SHARD_ROWS)
-    return [(first, min(first + HEAD_SHARD_ROWS, vocab_size)) for first in starts]
+from edge_gemma.shapes import head_shards
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,8 @@ from edge_gemma.config import MediaVocabulary
 from edge_gemma.errors import RecipeError
 from edge_gemma.export.checkpoint import Checkpoint
 from edge_gemma.export.quantize import quantize_rows
-from edge_gemma.export.recipes import Recipe, RowFormat
 from edge_gemma.progress import Progress
+from edge_gemma.recipes import Recipe, RowFormat
 
 CHUNK = 1024  # ids quantized and written together: 40 MB of float32 for E4B
 

@@ -27,16 +27,17 @@ from edge_gemma.artifact import (
 from edge_gemma.config import TextConfig
 from edge_gemma.errors import CheckpointError, ExportError
 from edge_gemma.export.checkpoint import Checkpoint
-from edge_gemma.export.decoder import DecoderBuilder, head_shards
+from edge_gemma.export.decoder import DecoderBuilder
 from edge_gemma.export.embeddings import embedding_layout, write_embeddings
-from edge_gemma.export.footprint import decoder_bytes, encoder_bytes, is_read, memory_spec
-from edge_gemma.export.recipes import Recipe
 from edge_gemma.export.staging import staging
-from edge_gemma.export.synthetic import text_shapes
-from edge_gemma.export.tokenizer import write_tokenizer
+from edge_gemma.export.tokenizer import loaded_size, write_tokenizer
 from edge_gemma.export.weights import WeightedGraph
-from edge_gemma.memory import ESTIMATE_CONTEXTS, estimate, format_bytes
+from edge_gemma.footprint import decoder_bytes, encoder_bytes, memory_spec
+from edge_gemma.memory import ESTIMATE_CONTEXTS, format_bytes
+from edge_gemma.planning import Needs, plan
 from edge_gemma.progress import Progress, Silent
+from edge_gemma.recipes import Recipe
+from edge_gemma.shapes import head_shards, is_read, text_shapes
 
 # The oldest onnxruntime whose CPU provider has every operator of the graph: GroupQueryAttention with a
 # shared KV, HyperConnectionPostMix.
@@ -77,7 +78,11 @@ def export(
         decoder = _write_decoder(checkpoint, recipe, folder, progress)
         hearing, seeing = _write_encoders(checkpoint, recipe, folder, encoders, progress)
         embeddings = write_embeddings(checkpoint, recipe, folder / EMBEDDINGS, progress)
-        memory = memory_spec(checkpoint.config.text, recipe, (folder / TOKENIZER).stat().st_size)
+        memory = memory_spec(checkpoint.config.text, recipe, loaded_size(folder / TOKENIZER))
+        encoders_memory = {
+            kind: spec.memory for kind, spec in (("audio", hearing), ("image", seeing)) if spec
+        }
+        needs = Needs(decoder=memory, encoders=encoders_memory)
         manifest = Manifest(
             format_version=FORMAT_VERSION,
             generator=__version__,
@@ -97,7 +102,7 @@ def export(
             tokenizer=TOKENIZER,
             chat_template=CHAT_TEMPLATE,
             memory=memory,
-            memory_estimate={str(n): estimate(memory, n).total for n in ESTIMATE_CONTEXTS},
+            memory_estimate={str(n): plan(needs, context=n).peak for n in ESTIMATE_CONTEXTS},
             files=_hash_files(folder, progress),
         )
         manifest.save(folder)

@@ -27,7 +27,6 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -35,6 +34,7 @@ import torch
 from numpy.typing import NDArray
 
 from edge_gemma.errors import CheckpointError, RecipeError
+from edge_gemma.recipes import MatrixFormat
 
 CHUNK = 1 << 18
 """Weights quantized at a time (1 MiB as float32, about five such temporaries)."""
@@ -67,26 +67,6 @@ def _one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
-
-
-@dataclass(frozen=True, kw_only=True)
-class MatrixFormat:
-    """How one class of matrices is stored."""
-
-    bits: int
-    """Size of a code: 4 or 8."""
-    block: int
-    """Consecutive weights along K that share one scale: a power of two, 16 or more."""
-    zero_points: bool
-    """True: a zero point is searched for each block. False: it is 2**(bits-1) everywhere."""
-
-    def __post_init__(self) -> None:
-        if self.bits not in (4, 8):
-            raise RecipeError(f"found bits={self.bits} in a matrix format; expected 4 or 8")
-        if self.block < 16 or self.block & (self.block - 1):
-            raise RecipeError(
-                f"found block={self.block} in a matrix format; expected a power of two, 16 or more"
-            )
 
 
 class BlockQuantized(NamedTuple):

@@ -13,29 +13,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from edge_gemma.config import MediaVocabulary, ModelConfig, TextConfig, parse_config
+from edge_gemma.config import MediaVocabulary, ModelConfig, parse_config
 from edge_gemma.errors import CheckpointError
 from edge_gemma.export.synthetic_tokenizer import MEDIA_TOKENS, TEMPLATE, tokenizer_json
+from edge_gemma.models import MODELS, TEXT
+from edge_gemma.shapes import text_shapes
 
 ROW_CHUNK = 1024  # rows drawn from one generator, so that any range of rows can be made alone
 COEFFICIENT_DEVIATION = 0.02  # of AltUp's coefficients: larger ones let the streams grow without bound
-TEXT: dict[str, Any] = {
-    "model_type": "gemma3n_text",
-    "vocab_size": 262_400,
-    "vocab_size_per_layer_input": 262_144,
-    "hidden_size": 2048,
-    "hidden_size_per_layer_input": 256,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 2,
-    "head_dim": 256,
-    "sliding_window": 512,
-    "altup_num_inputs": 4,
-    "altup_active_idx": 0,
-    "laurel_rank": 64,
-    "rms_norm_eps": 1e-6,
-    "final_logit_softcapping": 30.0,
-    "max_position_embeddings": 32_768,
-}
 AUDIO: dict[str, Any] = {
     "model_type": "gemma3n_audio",
     "vocab_offset": 262_272,
@@ -117,15 +102,7 @@ TINY_BLOCKS = [
     ],
 ]
 CONFIGS: dict[str, dict[str, Any]] = {
-    "E2B": BASE
-    | {
-        "text_config": TEXT | {"num_hidden_layers": 30, "num_kv_shared_layers": 10, "intermediate_size": 8192}
-    },
-    "E4B": BASE
-    | {
-        "text_config": TEXT
-        | {"num_hidden_layers": 35, "num_kv_shared_layers": 15, "intermediate_size": 16_384}
-    },
+    **{name: BASE | {"text_config": text} for name, text in MODELS.items()},
     "tiny": TINY_TEXT,
     "tiny-media": BASE
     | {
@@ -291,51 +268,3 @@ def _embedder_shapes(kind: str, media: MediaVocabulary, hidden_size: int) -> dic
         f"embed_{kind}.soft_embedding_norm.weight": (media.hidden_size,),
         f"embed_{kind}.embedding_projection.weight": (hidden_size, media.hidden_size),
     }
-
-
-def text_shapes(c: TextConfig) -> dict[str, tuple[int, ...]]:
-    """Every tensor of Gemma3nTextModel with its shape, as Google's checkpoints hold them.
-
-    That includes K and V projections of the layers that share another layer's KV, which nothing reads.
-    """
-    h, p, n = c.hidden_size, c.hidden_size_per_layer_input, c.altup_num_inputs
-    q, kv = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
-    shapes: dict[str, tuple[int, ...]] = {
-        "embed_tokens.weight": (c.vocab_size, h),
-        "embed_tokens_per_layer.weight": (c.vocab_size_per_layer_input, c.num_hidden_layers * p),
-        "per_layer_model_projection.weight": (c.num_hidden_layers * p, h),
-        "per_layer_projection_norm.weight": (p,),
-        "norm.weight": (h,),
-    }
-    for i in range(n - 1):
-        shapes[f"altup_projections.{i}.weight"] = (h, h)
-        shapes[f"altup_unembed_projections.{i}.weight"] = (h, h)
-    for i, width in enumerate(c.intermediate_size):
-        layer: dict[str, tuple[int, ...]] = {
-            "self_attn.q_proj": (q, h),
-            "self_attn.k_proj": (kv, h),
-            "self_attn.v_proj": (kv, h),
-            "self_attn.o_proj": (h, q),
-            "self_attn.q_norm": (c.head_dim,),
-            "self_attn.k_norm": (c.head_dim,),
-            "mlp.gate_proj": (width, h),
-            "mlp.up_proj": (width, h),
-            "mlp.down_proj": (h, width),
-            "input_layernorm": (h,),
-            "post_attention_layernorm": (h,),
-            "pre_feedforward_layernorm": (h,),
-            "post_feedforward_layernorm": (h,),
-            "altup.correction_coefs": (n, n),
-            "altup.prediction_coefs": (n * n, n),
-            "altup.modality_router": (n, h),
-            "altup.router_norm": (h,),
-            "laurel.linear_left": (c.laurel_rank, h),
-            "laurel.linear_right": (h, c.laurel_rank),
-            "laurel.post_laurel_norm": (h,),
-            "per_layer_input_gate": (p, h),
-            "per_layer_projection": (h, p),
-            "post_per_layer_input_norm": (h,),
-        }
-        shapes |= {f"layers.{i}.{name}.weight": shape for name, shape in layer.items()}
-        shapes[f"layers.{i}.altup.correct_output_scale"] = (h,)
-    return shapes

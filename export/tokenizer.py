@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import jinja2
@@ -11,6 +12,12 @@ from edge_gemma.errors import CheckpointError
 from edge_gemma.export.checkpoint import Checkpoint
 
 STOP_TOKENS = ("<eos>", "<end_of_turn>")
+
+
+def loaded_size(path: Path) -> int:
+    """What a tokenizer.json's size says about memory: its bytes without the space that indents it."""
+    content = json.loads(path.read_text("utf-8"))
+    return len(json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode())
 
 
 def write_tokenizer(checkpoint: Checkpoint, folder: Path) -> TokenSpec:

@@ -24,7 +24,6 @@ from edge_gemma.export.channels_last import channels_last
 from edge_gemma.export.checkpoint import Checkpoint
 from edge_gemma.export.footprint import resident_weights
 from edge_gemma.export.graph import Graph
-from edge_gemma.export.recipes import Recipe
 from edge_gemma.export.resize import resize
 from edge_gemma.export.splice import Splicer
 from edge_gemma.export.towers import (
@@ -38,6 +37,7 @@ from edge_gemma.export.towers import (
 )
 from edge_gemma.export.weights import WeightedGraph
 from edge_gemma.progress import Progress
+from edge_gemma.recipes import Recipe
 
 CHANNELS = 3
 FLOAT_BYTES = 4

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from edge_gemma.config import TextConfig
 from edge_gemma.export.checkpoint import Checkpoint
 from edge_gemma.export.graph import MICROSOFT, Graph
-from edge_gemma.export.quantize import MatrixFormat, quantize_matrix
-from edge_gemma.export.recipes import Recipe
+from edge_gemma.export.quantize import quantize_matrix
+from edge_gemma.recipes import MatrixFormat, Recipe
 
 
 class WeightedGraph(Graph):

@@ -21,10 +21,10 @@ from edge_gemma.artifact import AUDIO_ENCODER, AudioSpec
 from edge_gemma.errors import CheckpointError
 from edge_gemma.export.audio import export_audio_encoder, log_mel, longest_clip
 from edge_gemma.export.graph import Graph
-from edge_gemma.export.recipes import find_recipe
 from edge_gemma.export.synthetic import CONFIGS, SyntheticCheckpoint
 from edge_gemma.export.towers import Encoder
 from edge_gemma.progress import Silent
+from edge_gemma.recipes import find_recipe
 
 RATE = 16_000
 SECONDS = (0.2, 0.5, 1, 1.3, 3, 7.77, 15, 30)

@@ -19,11 +19,10 @@ from huggingface_hub import errors as hub_errors
 from safetensors.torch import load_file, save_file
 
 from edge_gemma.errors import CheckpointError
-from edge_gemma.export import synthetic
 from edge_gemma.export.checkpoint import HUB_FILES, FolderCheckpoint, open_checkpoint
-from edge_gemma.export.footprint import is_read
 from edge_gemma.export.pipeline import export
-from edge_gemma.export.recipes import find_recipe
+from edge_gemma.recipes import find_recipe
+from edge_gemma.shapes import is_read, text_shapes
 
 INDEX = "model.safetensors.index.json"
 
@@ -84,9 +83,9 @@ def test_every_layout_gives_the_same_tensors(
 def test_shapes_are_those_of_the_configuration(original: Path) -> None:
     checkpoint = FolderCheckpoint(original)
     config = checkpoint.config.text
-    expected = {n: s for n, s in synthetic.text_shapes(config).items() if is_read(config, n)}
+    expected = {n: s for n, s in text_shapes(config).items() if is_read(config, n)}
     assert checkpoint.text_shapes() == expected
-    assert {n.split(".")[1] for n in set(synthetic.text_shapes(config)) - set(expected)} == set("56789")
+    assert {n.split(".")[1] for n in set(text_shapes(config)) - set(expected)} == set("56789")
 
 
 @pytest.mark.parametrize("share", [0.0, 0.0001, 0.001, 0.5, 0.99, 0.99999])

@@ -107,7 +107,7 @@ def test_errors_in_a_process_of_its_own(tmp_path: Path) -> None:
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("module", ["torch", "onnx", "safetensors", "yaml"])
+@pytest.mark.parametrize("module", ["torch", "onnx", "safetensors"])
 @pytest.mark.parametrize("command", ["export", "verify"])
 def test_a_missing_package_names_the_extra(command: str, module: str) -> None:
     script = (

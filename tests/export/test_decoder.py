@@ -15,8 +15,8 @@ from edge_gemma.artifact import Artifact
 from edge_gemma.export.checkpoint import open_checkpoint
 from edge_gemma.export.parity import agrees, compare
 from edge_gemma.export.pipeline import export
-from edge_gemma.export.recipes import Recipe, find_recipe
 from edge_gemma.export.verify import forced_logits, greedy_reference
+from edge_gemma.recipes import Recipe, find_recipe
 from edge_gemma.runtime.embeddings import EmbeddingStore
 from edge_gemma.runtime.kv_cache import KvCache
 from edge_gemma.runtime.session import Decoder
@@ -96,7 +96,7 @@ def test_a_head_in_shards_is_the_same_head(tmp_path: Path, monkeypatch: pytest.M
     checkpoint = tiny.make(tmp_path / "checkpoint")
     ids = random_ids(20, 400)
     whole = run_export(checkpoint, tmp_path / "whole").logits(ids, chunk=16)
-    monkeypatch.setattr("edge_gemma.export.decoder.HEAD_SHARD_ROWS", 90)  # 400 rows: the last is smaller
+    monkeypatch.setattr("edge_gemma.shapes.HEAD_SHARD_ROWS", 90)  # 400 rows: the last is smaller
     sharded = run_export(checkpoint, tmp_path / "sharded").logits(ids, chunk=16)
     np.testing.assert_allclose(sharded, whole, rtol=0, atol=1e-5)
 

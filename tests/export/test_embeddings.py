@@ -36,9 +36,9 @@ from edge_gemma.export.embeddings import (
 from edge_gemma.export.parity import compare
 from edge_gemma.export.pipeline import export
 from edge_gemma.export.quantize import dequantize_rows, quantize_rows
-from edge_gemma.export.recipes import Recipe, RowFormat, find_recipe
 from edge_gemma.export.verify import forced_logits
 from edge_gemma.progress import Silent
+from edge_gemma.recipes import Recipe, RowFormat, find_recipe
 from edge_gemma.runtime.embeddings import EmbeddingStore, dequantize
 from edge_gemma.runtime.session import Decoder
 

@@ -19,9 +19,9 @@ from edge_gemma.errors import EdgeGemmaError, ExportError
 from edge_gemma.export import embeddings, pipeline, staging
 from edge_gemma.export.checkpoint import open_checkpoint
 from edge_gemma.export.graph import Graph
-from edge_gemma.export.recipes import find_recipe
 from edge_gemma.export.synthetic import SyntheticCheckpoint
 from edge_gemma.export.tokenizer import write_tokenizer
+from edge_gemma.recipes import find_recipe
 
 
 def export(target: Path, *, seed: int = 0, overwrite: bool = False) -> None:

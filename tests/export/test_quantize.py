@@ -17,12 +17,12 @@ from edge_gemma.errors import CheckpointError, RecipeError
 from edge_gemma.export import quantize
 from edge_gemma.export.quantize import (
     BlockQuantized,
-    MatrixFormat,
     dequantize_matrix,
     dequantize_rows,
     quantize_matrix,
     quantize_rows,
 )
+from edge_gemma.recipes import MatrixFormat
 
 Floats = NDArray[np.float64]
 FORMATS = [

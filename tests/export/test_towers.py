@@ -16,7 +16,6 @@ from torch.nn import functional
 
 from edge_gemma.errors import CheckpointError, ExportError
 from edge_gemma.export.footprint import resident_weights
-from edge_gemma.export.recipes import find_recipe
 from edge_gemma.export.splice import Splicer
 from edge_gemma.export.synthetic import CONFIGS
 from edge_gemma.export.towers import (
@@ -30,6 +29,7 @@ from edge_gemma.export.towers import (
     weightless,
 )
 from edge_gemma.export.weights import WeightedGraph
+from edge_gemma.recipes import find_recipe
 
 MEDIA = CONFIGS["tiny-media"]
 WIDTH = 32

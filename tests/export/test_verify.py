@@ -20,8 +20,8 @@ from edge_gemma.export import verify_encoders
 from edge_gemma.export.checkpoint import Checkpoint, open_checkpoint
 from edge_gemma.export.parity import ParityReport
 from edge_gemma.export.pipeline import export
-from edge_gemma.export.recipes import find_recipe
 from edge_gemma.export.verify import load_reference, verify
+from edge_gemma.recipes import find_recipe
 
 QUICK = ["--new-tokens", "4", "--prompt", "Why?", "--prompt", "Where is the station?"]
 

@@ -21,10 +21,10 @@ from PIL import Image
 from edge_gemma.artifact import VISION_ENCODER, VisionSpec
 from edge_gemma.config import parse_config
 from edge_gemma.errors import CheckpointError, ExportError
-from edge_gemma.export.recipes import find_recipe
 from edge_gemma.export.synthetic import CONFIGS
 from edge_gemma.export.vision import PREPARATION, export_vision_encoder, image_size
 from edge_gemma.progress import Silent
+from edge_gemma.recipes import find_recipe
 
 # timm's shorthand: er, uir, mqa; r repeats, k kernel (of the middle), a kernel (of the start), s stride,
 # e expansion, c channels, h heads, d their width, v stride of keys and values

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import onnx
@@ -9,13 +10,13 @@ import pytest
 
 from edge_gemma.artifact import MemorySpec
 from edge_gemma.export.checkpoint import open_checkpoint
-from edge_gemma.export.footprint import decoder_bytes, encoder_bytes, is_read, memory_spec
 from edge_gemma.export.graph import ALIGNMENT
 from edge_gemma.export.pipeline import export
-from edge_gemma.export.quantize import MatrixFormat
-from edge_gemma.export.recipes import find_recipe
-from edge_gemma.export.synthetic import CONFIGS, SyntheticCheckpoint, text_shapes
+from edge_gemma.export.synthetic import CONFIGS, SyntheticCheckpoint
 from edge_gemma.export.towers import tower_shapes
+from edge_gemma.footprint import decoder_bytes, encoder_bytes, memory_spec
+from edge_gemma.recipes import MatrixFormat, find_recipe
+from edge_gemma.shapes import is_read, text_shapes
 
 TINY = SyntheticCheckpoint.from_name("synthetic:tiny").config.text
 E2B = SyntheticCheckpoint.from_name("synthetic:E2B").config.text
@@ -69,15 +70,29 @@ def test_memory_spec(recipe: str, kv_bytes: int) -> None:
 
 def test_memory_spec_goes_into_the_manifest(tiny_artifact: Path) -> None:
     from edge_gemma.artifact import read
-    from edge_gemma.memory import estimate
+    from edge_gemma.planning import Needs, plan
 
     manifest = read(tiny_artifact).manifest
-    tokenizer = (tiny_artifact / "tokenizer.json").stat().st_size
-    assert manifest.memory == memory_spec(TINY, find_recipe("int4"), tokenizer)
+    assert manifest.memory == memory_spec(TINY, find_recipe("int4"), manifest.memory.tokenizer)
     assert isinstance(manifest.memory, MemorySpec)
     assert manifest.memory_estimate == {
-        str(n): estimate(manifest.memory, n).total for n in (1024, 4096, 8192, 16384, 32768)
+        str(n): plan(Needs.of(manifest), context=n).peak for n in (1024, 4096, 8192, 16384, 32768)
     }
+
+
+def test_indentation_of_a_tokenizer_takes_no_memory(tiny_artifact: Path, tmp_path: Path) -> None:
+    from edge_gemma.artifact import read
+    from edge_gemma.export.tokenizer import loaded_size
+
+    content = json.loads((tiny_artifact / "tokenizer.json").read_text())
+    (tmp_path / "indented.json").write_text(json.dumps(content, indent=2))
+    found = loaded_size(tmp_path / "indented.json")
+    assert (
+        found
+        == loaded_size(tiny_artifact / "tokenizer.json")
+        == read(tiny_artifact).manifest.memory.tokenizer
+    )
+    assert found < (tmp_path / "indented.json").stat().st_size
 
 
 @pytest.mark.parametrize("kind", ["audio", "vision"])

@@ -12,12 +12,12 @@ from edge_gemma import artifact as artifacts
 from edge_gemma.errors import RecipeError
 from edge_gemma.export.checkpoint import open_checkpoint
 from edge_gemma.export.pipeline import export
-from edge_gemma.export.quantize import MatrixFormat
-from edge_gemma.export.recipes import (
+from edge_gemma.recipes import (
     BUILT_IN,
     KV_DTYPES,
     MATRIX_KINDS,
     ROW_KINDS,
+    MatrixFormat,
     find_recipe,
     load_recipes,
 )

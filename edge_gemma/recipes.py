@@ -6,16 +6,31 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
 from edge_gemma.errors import RecipeError
-from edge_gemma.export.quantize import MatrixFormat
 from edge_gemma.schema import SchemaError, from_dict
+from edge_gemma.yaml_file import read_entries
 
 BUILT_IN = Path(__file__).with_name("recipes.yaml")
 MATRIX_KINDS = ("attention", "mlp", "head", "altup", "laurel", "per_layer_input", "audio", "vision")
 ROW_KINDS = ("embedding", "per_layer")
 KV_DTYPES = {"sliding": ("float32", "float16"), "global": ("float32", "float16", "int8")}
+
+
+@dataclass(frozen=True, kw_only=True)
+class MatrixFormat:
+    """How one class of matrices is stored."""
+
+    bits: int  # of a code: 4 or 8
+    block: int  # consecutive weights along K that share one scale: a power of two, 16 or more
+    zero_points: bool  # True: one is searched for each block; False: it is 2**(bits-1) everywhere
+
+    def __post_init__(self) -> None:
+        if self.bits not in (4, 8):
+            raise RecipeError(f"found bits={self.bits} in a matrix format; expected 4 or 8")
+        if self.block < 16 or self.block & (self.block - 1):
+            raise RecipeError(
+                f"found block={self.block} in a matrix format; expected a power of two, 16 or more"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,25 +63,11 @@ def load_recipes(path: Path = BUILT_IN) -> dict[str, Recipe]:
     Raises:
         RecipeError: the file is missing or malformed, or a recipe asks for what cannot be done.
     """
-    try:
-        data = yaml.safe_load(path.read_text("utf-8"))
-    except FileNotFoundError:
-        raise RecipeError(
-            f"{path} does not exist: expected a recipe file, see docs/quantization.md"
-        ) from None
-    except OSError as error:
-        raise RecipeError(f"{path} cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(data, dict):
-        raise RecipeError(f"{path} holds {type(data).__name__}, expected recipes by name")
     recipes = {}
-    for name, fields in data.items():
+    for name, fields in read_entries(path, "recipe", RecipeError).items():
         try:
-            if not isinstance(fields, dict):
-                raise SchemaError(f"holds {type(fields).__name__}, expected a mapping")
-            recipes[str(name)] = from_dict(Recipe, {**fields, "name": str(name)})
-            _check(recipes[str(name)])
+            recipes[name] = from_dict(Recipe, {**fields, "name": name})
+            _check(recipes[name])
         except (SchemaError, RecipeError, ValueError) as error:
             raise RecipeError(f"recipe {name!r} in {path}: {error}") from None
     return recipes

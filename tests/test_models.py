@@ -1,0 +1,46 @@
+"""What is foretold of Google's models agrees with what was measured, and needs nothing of the export."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from edge_gemma.export.synthetic import SyntheticCheckpoint
+from edge_gemma.models import MODELS, TOKENIZER_BYTES, foretell, model_name, text_config
+from edge_gemma.planning import settle
+from edge_gemma.recipes import load_recipes
+
+MIB = 1 << 20
+RECIPES = load_recipes()
+
+
+@pytest.mark.parametrize(("model", "measured"), [("E2B", 1774), ("E4B", 2974)])
+def test_the_decoder_needs_what_was_measured(model: str, measured: int) -> None:
+    """VmHWM of docs/memory.md."""
+    needs = foretell(model, RECIPES["int4"])
+    assert sum(settle(needs, context=4096).phases["text"].values()) / MIB == pytest.approx(measured, rel=0.01)
+
+
+@pytest.mark.parametrize(("kind", "measured"), [("audio", 863), ("image", 739)])
+def test_an_encoder_needs_what_was_measured(kind: str, measured: int) -> None:
+    """docs/media.md, at 8 bits; in float32 its file alone (tests/test_footprint.py) is larger."""
+    assert foretell("E2B", RECIPES["int4"]).encoders[kind] / MIB == pytest.approx(measured, rel=0.03)
+    assert foretell("E4B", RECIPES["int8"]).encoders == foretell("E2B", RECIPES["int4"]).encoders
+    file = {"audio": 2597, "image": 1139}[kind]
+    assert file < foretell("E2B", RECIPES["fp32"]).encoders[kind] / MIB < file + 500
+
+
+def test_the_tokenizer_is_that_of_the_synthetic_checkpoints() -> None:
+    made = len(SyntheticCheckpoint.from_name("synthetic:E2B").tokenizer_json())
+    assert pytest.approx(made, rel=0.01) == TOKENIZER_BYTES
+
+
+def test_a_model_is_known_by_its_shapes() -> None:
+    for name in MODELS:
+        config = text_config(name)
+        assert model_name(config) == name
+        assert model_name(replace(config, rms_norm_eps=1e-5)) == name
+        wider = (8192, *config.intermediate_size[1:-1], 4096)
+        assert model_name(replace(config, intermediate_size=wider)) is None
+    assert model_name(SyntheticCheckpoint.from_name("synthetic:tiny").config.text) is None

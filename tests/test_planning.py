@@ -1,0 +1,110 @@
+"""What a memory budget allows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edge_gemma import artifact as artifacts
+from edge_gemma.artifact import MemorySpec
+from edge_gemma.cli import run
+from edge_gemma.errors import BudgetError, PromptError
+from edge_gemma.memory import estimate
+from edge_gemma.planning import AWAY_BYTES, BESIDE, CHUNKS, KEPT, TURNS, Needs, longest, plan, settle
+from edge_gemma.runtime.loading import load
+
+MIB, GIB = 1 << 20, 1 << 30
+# About E2B's, int4.
+DECODER = MemorySpec(
+    weights=1464 * MIB,
+    largest_matrix=88 * MIB,
+    logits=2 * MIB,
+    scratch_per_token=MIB // 2,
+    scores_per_pair=32,
+    kv_per_token=8192,
+    kv_per_window_row=32_768,
+    sliding_window=512,
+    tokenizer=14 * MIB,
+)
+NEEDS = Needs(decoder=DECODER, encoders={"audio": 880 * MIB, "image": 750 * MIB})
+
+
+def test_phases_add_up() -> None:
+    """Text is what memory.estimate says; an encoder comes beside the decoder, or in its place."""
+    beside = settle(NEEDS, context=4096, encoders=BESIDE)
+    text = sum(beside.phases["text"].values())
+    assert text == sum(size for part, size in estimate(DECODER, 4096).items() if part != "loading")
+    assert sum(beside.phases["audio"].values()) == text + 880 * MIB == beside.peak
+    turns = settle(NEEDS, context=4096, encoders=TURNS)
+    assert sum(turns.phases["audio"].values()) == text - DECODER.weights + AWAY_BYTES + 880 * MIB
+    kept = settle(NEEDS, context=4096, encoders=KEPT)
+    assert sum(kept.phases["text"].values()) == text + (880 + 750) * MIB == kept.peak
+
+
+def test_a_prepared_decoder_is_packed_beside_its_original() -> None:
+    loading = [settle(NEEDS, context=512, prepared=p).phases["load"]["loading"] for p in (False, True)]
+    assert loading == [88 * MIB, 176 * MIB]
+
+
+@pytest.mark.parametrize(
+    ("budget", "encoders", "chunk"),
+    [(8 * GIB, KEPT, 128), (3 * GIB, BESIDE, 128), (2 * GIB, TURNS, 128), (1780 * MIB, TURNS, 64)],
+)
+def test_the_fastest_that_fits(budget: int, encoders: str, chunk: int) -> None:
+    found = plan(NEEDS, context=4096, budget=budget, prepared=False)
+    assert (found.encoders, found.chunk) == (encoders, chunk)
+    assert found.fits and found.peak <= budget
+
+
+@given(budget=st.integers(1 * GIB, 6 * GIB), context=st.integers(1, 32_768), prepared=st.booleans())
+def test_never_over_the_budget(budget: int, context: int, prepared: bool) -> None:
+    """Or else the settings that take least, and they do not fit."""
+    found = plan(NEEDS, context=context, budget=budget, prepared=prepared)
+    least = settle(NEEDS, context=context, chunk=CHUNKS[-1], encoders=TURNS, prepared=prepared)
+    assert found.fits == (found.peak <= budget)
+    assert found.fits or found.peak == least.peak > budget
+
+
+def test_what_the_user_chose_stays() -> None:
+    assert plan(NEEDS, context=512, budget=8 * GIB, chunk=17).chunk == 17
+    assert plan(NEEDS, context=512, budget=8 * GIB, keep_encoders=True).encoders == KEPT
+    assert not plan(NEEDS, context=512, budget=3 * GIB, keep_encoders=True).fits
+
+
+def test_without_a_budget() -> None:
+    """Pages of a mapped file leave at no cost; a decoder in memory of its own stays."""
+    assert plan(NEEDS, context=4096).encoders == TURNS
+    assert plan(NEEDS, context=4096, prepared=False).encoders == BESIDE
+    assert plan(NEEDS, context=4096, keep_encoders=True).encoders == KEPT
+    assert plan(NEEDS, context=4096).budget is None and plan(NEEDS, context=10**9).fits
+
+
+@given(bound=st.integers(0, 5000), limit=st.integers(0, 4096))
+def test_longest(bound: int, limit: int) -> None:
+    assert longest(lambda tokens: tokens <= bound, limit) == min(bound, limit)
+
+
+def test_needs_of_an_artifact(media_artifact: Path) -> None:
+    manifest = artifacts.read(media_artifact).manifest
+    assert manifest.audio and manifest.vision
+    needs = Needs.of(manifest)
+    assert needs.encoders == {"audio": manifest.audio.memory, "image": manifest.vision.memory}
+    assert needs.decoder == manifest.memory
+
+
+def test_load_keeps_to_a_budget(tiny_artifact: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with load(tiny_artifact, context=64, memory_budget="1GiB", threads=1) as model:
+        assert model.plan.budget == GIB and model.plan.encoders == KEPT
+    with pytest.raises(BudgetError, match="nothing fits 50 MiB at 64 tokens .*, this model int4 needs"):
+        load(tiny_artifact, context=64, memory_budget=50 * MIB)
+    with pytest.raises(BudgetError, match="a chunk of 60000 tokens and .* need .*: leave chunk and keep_enc"):
+        load(tiny_artifact, context=64, memory_budget=200 * MIB, chunk=60_000)
+    with pytest.raises(PromptError, match="'much' is not a size"):
+        load(tiny_artifact, memory_budget="much")
+    with pytest.raises(PromptError, match="memory_budget is 0"):
+        load(tiny_artifact, memory_budget=0)
+    assert run(["run", str(tiny_artifact), "hi", "--memory-budget", "50MiB"]) == 8
+    assert "error: nothing fits 50 MiB" in capsys.readouterr().err
