@@ -1,11 +1,10 @@
-"""Byte sizes, this process's memory, and the arithmetic of a memory budget."""
+"""Byte sizes, this process's memory, and what a decoder takes of it."""
 
 from __future__ import annotations
 
 import ctypes
 import re
 import sys
-from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 import psutil
@@ -41,7 +40,7 @@ def parse_bytes(text: str) -> int:
     Raises:
         PromptError: not a size.
     """
-    match = re.fullmatch(r"\s*(\d{1,15}(?:\.\d+)?)\s*([a-z]*)\s*", text, re.IGNORECASE)
+    match = re.fullmatch(r"\s*([0-9]{1,15}(?:\.[0-9]+)?)\s*([a-z]*)\s*", text, re.IGNORECASE)
     if not match or match[2].upper() not in UNITS:
         raise PromptError(f"{text!r} is not a size: expected a number and a unit, such as 2GiB or 1500MB")
     return int(float(match[1]) * UNITS[match[2].upper()])
@@ -82,40 +81,23 @@ def release_free_memory() -> None:
             trim(0)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Estimate:
-    """Peak resident memory by part, in bytes."""
+def estimate(spec: MemorySpec, context: int, chunk: int = DEFAULT_CHUNK) -> dict[str, int]:
+    """What the decoder takes at `context` tokens with prefill chunks of `chunk`, by part, in bytes.
 
-    runtime: int  # interpreter and libraries
-    tokenizer: int
-    weights: int
-    loading: int  # what loading needs on top for a moment
-    kv: int
-    scratch: int  # activations of a prefill chunk, attention scores, logits, buffers
-
-    @property
-    def total(self) -> int:
-        # the transient of loading is over before KV and scratch are touched
-        settled = self.runtime + self.tokenizer + self.weights
-        return settled + max(self.loading, self.kv + self.scratch)
-
-    def parts(self) -> dict[str, int]:
-        return {f.name: getattr(self, f.name) for f in fields(self)}
-
-
-def estimate(spec: MemorySpec, context: int, chunk: int = DEFAULT_CHUNK) -> Estimate:
-    """Estimated peak resident memory at `context` tokens with prefill chunks of `chunk`."""
+    `loading` is what loading needs on top for a moment, before `kv` and `scratch` (activations of a chunk,
+    attention scores, logits, buffers) are touched: edge_gemma.planning adds up.
+    """
     window_rows = min(spec.sliding_window - 1, context) + chunk
-    return Estimate(
-        runtime=RUNTIME_BYTES,
-        tokenizer=int(spec.tokenizer * TOKENIZER_FACTOR),
-        weights=spec.weights,
-        loading=spec.largest_matrix,
-        kv=context * spec.kv_per_token + window_rows * spec.kv_per_window_row,
-        scratch=(
+    return {
+        "runtime": RUNTIME_BYTES,
+        "tokenizer": int(spec.tokenizer * TOKENIZER_FACTOR),
+        "weights": spec.weights,
+        "loading": spec.largest_matrix,
+        "kv": context * spec.kv_per_token + window_rows * spec.kv_per_window_row,
+        "scratch": (
             WORKING_BYTES
             + spec.logits
             + chunk * spec.scratch_per_token
             + chunk * context * spec.scores_per_pair
         ),
-    )
+    }

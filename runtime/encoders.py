@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
 from edge_gemma.artifact import Artifact, AudioSpec, VisionSpec
+from edge_gemma.devices import CPU
 from edge_gemma.memory import release_free_memory
 from edge_gemma.runtime.prompt import Media
-from edge_gemma.runtime.residency import give_way
 from edge_gemma.runtime.session import open_session
 
 REMEMBERED = 8  # results, 2 MiB each at most
@@ -24,16 +24,28 @@ class Encoders:
     Args:
         artifact: an opened artifact.
         threads: threads for one operator.
+        providers: onnxruntime's execution providers, the preferred one first.
         keep: leave an encoder in memory after use; without, it is released, and loaded again when needed.
+        make_room: called before an encoder is loaded.
 
     Raises:
         ArtifactError: onnxruntime cannot load a graph (when it is needed).
     """
 
-    def __init__(self, artifact: Artifact, *, threads: int | None = None, keep: bool = False) -> None:
+    def __init__(
+        self,
+        artifact: Artifact,
+        *,
+        threads: int | None = None,
+        providers: Sequence[str] = (CPU,),
+        keep: bool = False,
+        make_room: Callable[[], None] = lambda: None,
+    ) -> None:
         self._artifact = artifact
         self._threads = threads
+        self._providers = providers
         self._keep = keep
+        self._make_room = make_room
         self._sessions: dict[str, ort.InferenceSession] = {}
         self._results: OrderedDict[bytes, NDArray[np.float32]] = OrderedDict()
 
@@ -69,11 +81,8 @@ class Encoders:
     def _run(self, spec: AudioSpec | VisionSpec, item: Media) -> NDArray[np.float32]:
         session = self._sessions.get(spec.file)
         if session is None:
-            decoder = self._artifact.manifest.decoder.file
-            files = (name for name in self._artifact.manifest.files if name.startswith(decoder))
-            give_way({self._artifact.path(name) for name in files})
-            release_free_memory()
-            session = open_session(self._artifact.path(spec.file), self._threads)
+            self._make_room()
+            session = open_session(self._artifact.path(spec.file), self._threads, providers=self._providers)
             self._sessions[spec.file] = session
         (rows,) = session.run([spec.output.name], {spec.input.name: item.data})
         return np.array(rows, np.float32)  # a copy: the output lies in the session's memory

@@ -5,30 +5,26 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from numbers import Integral
-from pathlib import Path
 from threading import Event, Lock
 from time import perf_counter
 from types import TracebackType
 from typing import Any
 
-from edge_gemma import artifact as artifacts
 from edge_gemma.artifact import Manifest
 from edge_gemma.errors import ContextLimitError, EdgeGemmaError, PromptError
-from edge_gemma.memory import DEFAULT_CHUNK, peak_resident_bytes, release_free_memory
+from edge_gemma.memory import peak_resident_bytes
+from edge_gemma.planning import Plan
 from edge_gemma.runtime import speech, tasks
-from edge_gemma.runtime.chat import ChatTemplate
 from edge_gemma.runtime.embeddings import EmbeddingStore
 from edge_gemma.runtime.encoders import Encoders
 from edge_gemma.runtime.generation import Generator, SoftTokens
 from edge_gemma.runtime.prompt import Messages, Prompt, PromptBuilder
 from edge_gemma.runtime.sampling import SamplingOptions, make_sampler
-from edge_gemma.runtime.session import Decoder
 from edge_gemma.runtime.speech import SpeechSegment, Transcript
 from edge_gemma.runtime.statistics import Statistics
 from edge_gemma.runtime.stopping import StopStrings
 from edge_gemma.runtime.tokenizer import Tokenizer
 
-DEFAULT_CONTEXT = 4096
 SAMPLING = tuple(field.name for field in fields(SamplingOptions))
 
 
@@ -50,59 +46,8 @@ class Answer:
     finish_reason: str
 
 
-def load(
-    path: str | Path,
-    *,
-    context: int | None = None,
-    chunk: int = DEFAULT_CHUNK,
-    threads: int | None = None,
-    keep_encoders: bool = False,
-    verify: bool = False,
-) -> Model:
-    """Open an artifact and make it ready to answer.
-
-    Args:
-        path: a folder made by `edge-gemma export`.
-        context: most tokens of prompt and answer together; 4096, or the model's limit where it is less.
-        chunk: tokens of a prompt computed at once; more are faster and take more memory.
-        threads: threads to compute with; the cores this process may use by default.
-        keep_encoders: leave the audio and vision encoders in memory once they were needed; by default
-            each is released after use, and loaded again for the next clip or image.
-        verify: re-hash every file first.
-
-    Raises:
-        ArtifactError: the artifact is missing, damaged, or needs a newer onnxruntime.
-        PromptError: context, chunk or threads are out of range.
-    """
-    artifact = artifacts.read(path)
-    limit = artifact.manifest.max_context
-    context = min(DEFAULT_CONTEXT, limit) if context is None else context
-    _check_count("context", context)
-    _check_count("chunk", chunk)
-    if threads is not None:
-        _check_count("threads", threads)
-    if context > limit:
-        raise PromptError(f"context is {context}: expected at most the {limit} tokens of this model")
-    if verify:
-        artifact.verify()
-    # The tokenizer first: parsing it needs five times what it keeps, before the weights are there.
-    tokenizer = Tokenizer.from_file(artifact.path(artifact.manifest.tokenizer))
-    release_free_memory()
-    template = ChatTemplate.from_file(artifact.path(artifact.manifest.chat_template))
-    decoder = Decoder(artifact, threads=threads)
-    release_free_memory()
-    store = EmbeddingStore(artifact.path(artifact.manifest.embeddings.file), artifact.manifest.embeddings)
-    return Model(
-        artifact.manifest,
-        tokenizer,
-        PromptBuilder(artifact.manifest, template, tokenizer),
-        Encoders(artifact, threads=threads, keep=keep_encoders),
-        store,
-        Generator(decoder, store, context=context, chunk=chunk),
-    )
-
-
-def _check_count(name: str, value: object) -> None:
+def check_count(name: str, value: object) -> None:
+    """Raises PromptError unless `value` is a whole number of at least 1."""
     if not isinstance(value, Integral) or isinstance(value, bool) or int(value) < 1:
         raise PromptError(f"{name} is {value!r}: expected a whole number of at least 1")
 
@@ -122,9 +67,11 @@ class Model:
         encoders: Encoders,
         store: EmbeddingStore,
         generator: Generator,
+        plan: Plan,
     ) -> None:
         self.manifest = manifest
         self.tokenizer = tokenizer
+        self.plan = plan
         self._prompts = prompts
         self._encoders = encoders
         self._store = store
@@ -175,7 +122,7 @@ class Model:
         if unknown := sorted(sampling.keys() - SAMPLING):
             raise PromptError(f"{unknown[0]!r} is not an option: expected one of {', '.join(SAMPLING)}")
         if max_new_tokens is not None:
-            _check_count("max_new_tokens", max_new_tokens)
+            check_count("max_new_tokens", max_new_tokens)
         options = SamplingOptions(**sampling)
         stops = StopStrings(stop)
         generator = self._open()

@@ -15,6 +15,16 @@ from edge_gemma.errors import MediaError
 from edge_gemma.memory import DEFAULT_CHUNK
 from edge_gemma.runtime.sampling import SamplingOptions
 
+LOAD_OPTIONS = (
+    "context",
+    "memory_budget",
+    "device",
+    "chunk",
+    "threads",
+    "keep_encoders",
+    "cache",
+    "cache_dir",
+)
 F = TypeVar("F", bound=Callable[..., Any])
 DEFAULTS = SamplingOptions()
 
@@ -39,29 +49,41 @@ def generation_options(*, temperature: float = DEFAULTS.temperature) -> Callable
     )
 
 
+cache_options = (
+    click.option(
+        "--cache/--no-cache", default=True, show_default=True, help="Map packed weights from a cache on disk."
+    ),
+    click.option(
+        "--cache-dir", type=click.Path(path_type=Path), help="Folder of that cache. [the user's cache folder]"
+    ),
+)
+
+
 def model_options(command: F) -> F:
     """Options that every command that loads a model takes; the command gets them as `model`, for `load`."""
 
     @functools.wraps(command)
-    def with_model(
-        context: int | None, chunk: int, threads: int | None, keep_encoders: bool, **others: Any
-    ) -> Any:
-        options = {"context": context, "chunk": chunk, "threads": threads, "keep_encoders": keep_encoders}
-        return command(model=options, **others)
+    def with_model(**options: Any) -> Any:
+        return command(model={name: options.pop(name) for name in LOAD_OPTIONS}, **options)
 
     options = _together(
         click.option("--context", type=click.IntRange(1), help="Tokens of prompt and answer. [4096]"),
+        click.option("--memory-budget", metavar="SIZE", help="Most resident memory, such as 2GiB."),
+        click.option(
+            "--device",
+            metavar="NAME",
+            help="Take budget, context and threads from a device profile, or auto.",
+        ),
         click.option(
             "--chunk",
             type=click.IntRange(1),
-            default=DEFAULT_CHUNK,
-            show_default=True,
-            help="Prompt tokens computed at once.",
+            help=f"Prompt tokens computed at once. [{DEFAULT_CHUNK}, or what the budget has room for]",
         ),
         click.option("--threads", type=click.IntRange(1), help="Threads to compute with. [all cores]"),
         click.option(
             "--keep-encoders", is_flag=True, help="Leave the audio and vision encoders in memory after use."
         ),
+        *cache_options,
     )
     return cast(F, options(with_model))
 

@@ -13,7 +13,7 @@ MAPPING = re.compile(r"([0-9a-f]+)-([0-9a-f]+) \S{4} \S+ \S+ \d+ +(/.*)")
 DONTNEED = 4  # MADV_DONTNEED of Linux
 
 
-def give_way(paths: set[Path]) -> int:
+def drop_pages(paths: set[Path]) -> int:
     """Empty the mapped pages of files; they are read again when they are touched. Nothing is lost by it.
 
     onnxruntime maps weights privately and writable. A mapping in which a page was written holds what its file

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,11 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from edge_gemma.artifact import Artifact
+from edge_gemma.devices import CPU
 from edge_gemma.errors import ArtifactError
+from edge_gemma.memory import release_free_memory
 from edge_gemma.runtime.kv_cache import KvCache
+from edge_gemma.runtime.residency import drop_pages
 
 
 def default_threads() -> int:
@@ -27,19 +31,45 @@ class Decoder:
     Args:
         artifact: an opened artifact.
         threads: threads for one operator; the cores of this process by default.
+        prepared: the graph as `prepared.prepare` wrote it, opened in place of the artifact's.
 
     Raises:
         ArtifactError: onnxruntime is too old for the artifact, or cannot load the graph.
     """
 
-    def __init__(self, artifact: Artifact, *, threads: int | None = None) -> None:
+    def __init__(
+        self, artifact: Artifact, *, threads: int | None = None, prepared: Path | None = None
+    ) -> None:
         self.spec = artifact.manifest.decoder
         self._vocab_size = artifact.manifest.vocab_size
-        _check_version(artifact.manifest.minimum_onnxruntime)
-        self._session = open_session(artifact.path(self.spec.file), threads)
-        self._binding = self._session.io_binding()
-        self._bound: KvCache | None = None
         self._kinds = sorted({buffer.kind for buffer in self.spec.kv})
+        self._graph = prepared or artifact.path(self.spec.file)
+        self.prepared = prepared is not None
+        self._threads = threads
+        self._session: ort.InferenceSession | None = None
+        _check_version(artifact.manifest.minimum_onnxruntime)
+        self._open()
+
+    def _open(self) -> ort.InferenceSession:
+        """The session, loaded again after `give_way` closed it."""
+        if self._session is None:
+            self._session = open_session(self._graph, self._threads, prepared=self.prepared)
+            self._binding = self._session.io_binding()
+            self._bound: KvCache | None = None
+        return self._session
+
+    def give_way(self) -> None:
+        """Leave memory until the next call of `forward`; conversations stay.
+
+        Weights that are mapped from a prepared file only give their pages back. Others are released, and
+        loaded again.
+        """
+        if self.prepared:
+            drop_pages({self._graph.with_name(f"{self._graph.name}.data")})
+        elif self._session is not None:
+            self._session = self._bound = None
+            del self._binding
+        release_free_memory()
 
     def forward(
         self,
@@ -62,6 +92,7 @@ class Decoder:
         """
         count = embeds.shape[1]
         start = cache.length
+        session = self._open()
         rows = cache.extend(count)
         binding = self._binding
         self._bind_cache(cache)
@@ -73,7 +104,7 @@ class Decoder:
             binding.bind_cpu_input(f"{kind}_rows", np.array([rows[kind]], np.int32))
         logits = np.empty((1, num_logits, self._vocab_size), np.float32)
         binding.bind_ortvalue_output("logits", ort.OrtValue.ortvalue_from_numpy(logits))
-        self._session.run_with_iobinding(binding)
+        session.run_with_iobinding(binding)
         result: NDArray[np.float32] = logits[0]
         return result
 
@@ -91,19 +122,40 @@ class Decoder:
         self._bound = cache
 
 
-def open_session(path: Path, threads: int | None = None) -> ort.InferenceSession:
-    """Load a graph of an artifact for the CPU.
+def open_session(
+    path: Path,
+    threads: int | None = None,
+    *,
+    providers: Sequence[str] = (CPU,),
+    prepared: bool = False,
+    save_to: Path | None = None,
+) -> ort.InferenceSession:
+    """Load a graph of an artifact.
+
+    Args:
+        providers: onnxruntime's execution providers, the preferred one first.
+        prepared: the graph was written by `save_to`: it is optimized already.
+        save_to: write the graph as it was optimized, and its matrices as they were packed, here and to
+            a file of this name and .data.
 
     Raises:
-        ArtifactError: onnxruntime cannot load it.
+        ArtifactError: onnxruntime cannot load it, or cannot save it.
     """
     options = ort.SessionOptions()
+    if prepared:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if save_to:
+        options.optimized_model_filepath = str(save_to)
+        options.add_session_config_entry(
+            "session.optimized_model_external_initializers_file_name", f"{save_to.name}.data"
+        )
+        options.add_session_config_entry("session.save_external_prepacked_constant_initializers", "1")
     options.intra_op_num_threads = threads or default_threads()
     options.inter_op_num_threads = 1
     options.enable_mem_pattern = False  # shapes change with every chunk
     options.log_severity_level = 3
     try:
-        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(str(path), options, providers=list(providers))
     except Exception as error:  # onnxruntime raises a family of exceptions without a common base
         reason = str(error).strip().splitlines()[0]
         raise ArtifactError(

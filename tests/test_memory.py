@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import re
 import subprocess
 import sys
@@ -54,7 +53,8 @@ def test_parse_is_exact_for_whole_numbers(number: int, unit: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", " ", "GiB", "two GiB", "2 TiBs", "-1GB", "1e9", "1,5GB", "1..5GB", ".5GB", "nan", "9" * 400]
+    "text",
+    ["", " ", "GiB", "two GiB", "2 TiBs", "-1GB", "1e9", "1,5GB", "1..5GB", ".5GB", "nan", "9" * 400, "٣GB"],
 )
 def test_nonsense_is_refused(text: str) -> None:
     with pytest.raises(PromptError, match=r"is not a size: expected .* such as 2GiB") as caught:
@@ -108,20 +108,11 @@ def test_resident_memory_and_its_peak() -> None:
 
 @pytest.mark.parametrize(("context", "chunk", "rows"), [(4096, 128, 639), (100, 128, 228), (512, 1, 512)])
 def test_estimate_adds_up(context: int, chunk: int, rows: int) -> None:
-    found = estimate(SPEC, context, chunk)
-    assert found.weights == SPEC.weights
-    assert found.loading == SPEC.largest_matrix
-    assert found.tokenizer == 65_000_000
-    assert found.runtime == memory.RUNTIME_BYTES
-    assert found.kv == context * 2048 + rows * 8192
-    assert found.scratch == memory.WORKING_BYTES + 2_000_000 + chunk * 300_000 + chunk * context * 32
-    assert list(found.parts()) == [f.name for f in dataclasses.fields(found)]
-
-
-def test_loading_and_generating_do_not_coincide() -> None:
-    small = estimate(SPEC, 100)
-    settled = small.runtime + small.tokenizer + small.weights
-    assert small.kv + small.scratch < small.loading
-    assert small.total == settled + small.loading
-    large = estimate(SPEC, 100_000)
-    assert large.total == settled + large.kv + large.scratch > small.total
+    assert estimate(SPEC, context, chunk) == {
+        "runtime": memory.RUNTIME_BYTES,
+        "tokenizer": 65_000_000,
+        "weights": SPEC.weights,
+        "loading": SPEC.largest_matrix,
+        "kv": context * 2048 + rows * 8192,
+        "scratch": memory.WORKING_BYTES + 2_000_000 + chunk * 300_000 + chunk * context * 32,
+    }

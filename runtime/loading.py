@@ -1,0 +1,150 @@
+"""Opens an artifact: settles the options, then loads tokenizer, decoder and encoders in that order."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from pathlib import Path
+
+import onnxruntime as ort
+
+from edge_gemma import artifact as artifacts
+from edge_gemma.artifact import Manifest
+from edge_gemma.candidates import advise, of_artifact
+from edge_gemma.devices import CPU, Device, detect_device, find_device
+from edge_gemma.errors import BudgetError, PromptError
+from edge_gemma.memory import format_bytes, parse_bytes, release_free_memory
+from edge_gemma.planning import KEPT, TURNS, Needs, Plan, plan
+from edge_gemma.runtime import prepared
+from edge_gemma.runtime.chat import ChatTemplate
+from edge_gemma.runtime.embeddings import EmbeddingStore
+from edge_gemma.runtime.encoders import Encoders
+from edge_gemma.runtime.engine import Model, check_count
+from edge_gemma.runtime.generation import Generator
+from edge_gemma.runtime.prompt import PromptBuilder
+from edge_gemma.runtime.tokenizer import Tokenizer
+
+DEFAULT_CONTEXT = 4096
+AUTO = "auto"
+logger = logging.getLogger(__name__)
+
+
+def load(
+    path: str | Path,
+    *,
+    context: int | None = None,
+    memory_budget: int | str | None = None,
+    device: str | Device | None = None,
+    chunk: int | None = None,
+    threads: int | None = None,
+    keep_encoders: bool = False,
+    cache: bool = True,
+    cache_dir: str | Path | None = None,
+    verify: bool = False,
+) -> Model:
+    """Open an artifact and make it ready to answer.
+
+    Args:
+        path: a folder made by `edge-gemma export`.
+        context: most tokens of prompt and answer together; 4096, or the model's limit where it is less.
+        memory_budget: most resident memory of this process, as "2GiB" or in bytes. It decides the chunk
+            and whether encoders stay; text, an image and a clip in one conversation keep to it.
+        device: the name of a device profile, FILE.yaml:NAME, or "auto" for this machine's. Budget, context
+            and threads are the profile's where they are not given, and encoders run on its execution
+            provider where this onnxruntime offers it.
+        chunk: tokens of a prompt computed at once; more are faster and take more memory. By default 128,
+            or what the budget has room for.
+        threads: threads to compute with; the cores this process may use by default.
+        keep_encoders: leave the audio and vision encoders in memory once they were needed; by default
+            they stay only where a budget has room for them.
+        cache: keep the decoder's weights as onnxruntime packs them in a cache, and map them from there.
+        cache_dir: the folder of that cache, by default the user's own.
+        verify: re-hash every file first.
+
+    Raises:
+        ArtifactError: the artifact is missing, damaged, or needs a newer onnxruntime.
+        BudgetError: the model does not fit the budget.
+        DeviceError: there is no such device profile.
+        PromptError: context, chunk, threads or memory_budget are out of range.
+    """
+    for name, value in (("context", context), ("chunk", chunk), ("threads", threads)):
+        if value is not None:
+            check_count(name, value)
+    budget = parse_bytes(memory_budget) if isinstance(memory_budget, str) else memory_budget
+    if budget is not None:
+        check_count("memory_budget", budget)
+    profile = profile_of(device)
+    artifact = artifacts.read(path)
+    manifest = artifact.manifest
+    limit = manifest.max_context
+    if context is None:
+        context = min(profile.context if profile else DEFAULT_CONTEXT, limit)
+    if context > limit:
+        raise PromptError(f"context is {context}: expected at most the {limit} tokens of this model")
+    if profile:
+        budget, threads = budget or profile.budget, threads or profile.cores
+    if verify:
+        artifact.verify()
+    settings = functools.partial(
+        plan, Needs.of(manifest), context=context, budget=budget, chunk=chunk, keep_encoders=keep_encoders
+    )
+    _check_budget(manifest, settings(prepared=cache))  # before anything is loaded
+    # The tokenizer first: parsing it needs five times what it keeps, before the weights are there.
+    tokenizer = Tokenizer.from_file(artifact.path(manifest.tokenizer))
+    release_free_memory()
+    template = ChatTemplate.from_file(artifact.path(manifest.chat_template))
+    folder = (Path(cache_dir) if cache_dir else prepared.default_folder()) if cache else None
+    decoder = prepared.open_decoder(artifact, folder, threads=threads)
+    release_free_memory()
+    planned = settings(prepared=decoder.prepared)
+    _check_budget(manifest, planned)
+    encoders = Encoders(
+        artifact,
+        threads=threads,
+        providers=_providers(profile),
+        keep=planned.encoders == KEPT,
+        make_room=decoder.give_way if planned.encoders == TURNS else release_free_memory,
+    )
+    store = EmbeddingStore(artifact.path(manifest.embeddings.file), manifest.embeddings)
+    return Model(
+        manifest,
+        tokenizer,
+        PromptBuilder(manifest, template, tokenizer),
+        encoders,
+        store,
+        Generator(decoder, store, context=context, chunk=planned.chunk),
+        planned,
+    )
+
+
+def profile_of(device: str | Device | None) -> Device | None:
+    """The profile that `load`'s `device` means.
+
+    Raises:
+        DeviceError: there is none of that name.
+    """
+    if device is None or isinstance(device, Device):
+        return device
+    return detect_device() if device == AUTO else find_device(device)
+
+
+def _providers(profile: Device | None) -> tuple[str, ...]:
+    """Those of a device that this onnxruntime has."""
+    wanted = profile.providers if profile else (CPU,)
+    offered = ort.get_available_providers()
+    if missing := [name for name in wanted if name not in offered]:
+        logger.warning("this onnxruntime has no %s: the encoders run on the processor", ", ".join(missing))
+    return tuple(name for name in wanted if name in offered)
+
+
+def _check_budget(manifest: Manifest, planned: Plan) -> None:
+    if planned.fits or planned.budget is None:
+        return
+    candidate = of_artifact(manifest, context=planned.context, budget=planned.budget)
+    if candidate.plan.fits:
+        raise BudgetError(
+            f"a chunk of {planned.chunk} tokens and encoders that are {planned.encoders} need "
+            f"{format_bytes(planned.peak)} and the budget is {format_bytes(planned.budget)}: leave chunk and "
+            "keep_encoders out"
+        )
+    raise BudgetError(advise([candidate]))

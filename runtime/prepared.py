@@ -1,0 +1,193 @@
+"""The decoder as onnxruntime packs it for this machine: written to a cache once, mapped from then on.
+
+onnxruntime rearranges every matrix for the kernels of the processor it runs on. Held in memory of its own,
+packed weights can neither be shared nor leave; mapped from a file they can do both, and load faster. The
+form depends on the processor and on the build of onnxruntime, so it belongs to a machine, not to an artifact.
+While loading, onnxruntime packs each matrix once more and compares: a file that does not fit costs memory,
+never a wrong answer. That is why the file holds the original matrices too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import platform
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import onnxruntime as ort
+
+from edge_gemma.artifact import DECODER, Artifact
+from edge_gemma.errors import ArtifactError, CacheError
+from edge_gemma.machine import FEATURES, processor
+from edge_gemma.memory import format_bytes, release_free_memory
+from edge_gemma.runtime.session import Decoder, open_session
+
+logger = logging.getLogger(__name__)
+LAYOUT = 1  # of an entry in the cache
+RECORD = "prepared.json"
+LOCK = "lock"
+
+
+def default_folder() -> Path:
+    """Where this user's caches are: $XDG_CACHE_HOME, or what the system has in its place."""
+    if base := os.environ.get("XDG_CACHE_HOME"):
+        return Path(base) / "edge-gemma"
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA", Path.home())) / "edge-gemma" / "cache"
+    return Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache") / "edge-gemma"
+
+
+def find(artifact: Artifact, folder: Path) -> Path | None:
+    """The prepared graph of an artifact, or None where there is none that is whole and of this machine."""
+    entry = folder / _key(artifact)
+    try:
+        record = json.loads((entry / RECORD).read_text("utf-8"))
+        whole = all((entry / name).stat().st_size == size for name, size in record["files"].items())
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        return None
+    return entry / DECODER if whole else None
+
+
+def prepare(artifact: Artifact, folder: Path, *, threads: int | None = None) -> Path:
+    """The prepared graph of an artifact, written first where there is none.
+
+    Several processes may call this at once: one writes, the others wait for it. An entry appears when it is
+    whole; what a killed process left is removed by the next one.
+
+    Raises:
+        CacheError: the cache cannot be written; nothing was left behind.
+        ArtifactError: onnxruntime cannot load the artifact.
+    """
+    if found := find(artifact, folder):
+        return found
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _locked(folder):
+            if found := find(artifact, folder):  # another process wrote it meanwhile
+                return found
+            for left in folder.glob("*.tmp"):
+                shutil.rmtree(left, ignore_errors=True)
+            forget(folder, artifact.folder)
+            _check_space(artifact, folder)
+            logger.info("preparing %s for this machine, once, in %s …", artifact.folder, folder)
+            return _write(artifact, folder, threads)
+    except OSError as error:
+        raise CacheError(f"the cache {folder} cannot be written: {error.strerror or error}") from None
+
+
+def open_decoder(artifact: Artifact, folder: Path | None, *, threads: int | None = None) -> Decoder:
+    """The decoder, mapped from the cache in `folder`; without it where there is none or it fails, with a
+    warning in the log.
+
+    Raises:
+        ArtifactError: onnxruntime cannot load the artifact.
+    """
+    if folder:
+        try:
+            return Decoder(artifact, threads=threads, prepared=prepare(artifact, folder, threads=threads))
+        except CacheError as error:
+            logger.warning("%s; going on without a cache, which takes longer to load", error)
+        except ArtifactError as error:
+            if not find(artifact, folder):
+                raise
+            forget(folder, artifact.folder)
+            logger.warning("%s; it was removed from the cache", error)
+    return Decoder(artifact, threads=threads)
+
+
+def forget(folder: Path, source: Path | None = None) -> int:
+    """Remove what was prepared on this machine of the artifact at `source`, or everything; return the bytes.
+
+    A process that uses an entry keeps its pages: only their names go.
+    """
+    removed = 0
+    for entry in folder.glob("*/" + RECORD):
+        try:
+            record = json.loads(entry.read_text("utf-8"))
+        except (OSError, ValueError):
+            record = {}
+        mine = (record.get("source"), record.get("host")) == (str((source or entry).resolve()), _host())
+        if source is None or mine:
+            removed += sum(file.stat().st_size for file in entry.parent.iterdir())
+            shutil.rmtree(entry.parent, ignore_errors=True)
+    return removed
+
+
+def _key(artifact: Artifact) -> str:
+    """Names an entry: the decoder's contents, the build of onnxruntime, what its kernels are chosen by."""
+    files = artifact.manifest.files
+    decoder = {name: spec.sha256 for name, spec in files.items() if name.startswith(DECODER)}
+    _, flags = processor()
+    features = [platform.machine(), *(name for name in FEATURES if name in flags)]
+    facts = [LAYOUT, sorted(decoder.items()), ort.__version__, ort.get_build_info(), features]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
+
+
+def _host() -> str:
+    return platform.node()
+
+
+def _write(artifact: Artifact, folder: Path, threads: int | None) -> Path:
+    staging = Path(tempfile.mkdtemp(suffix=".tmp", dir=folder))
+    try:
+        try:
+            open_session(artifact.path(artifact.manifest.decoder.file), threads, save_to=staging / DECODER)
+        except ArtifactError as error:
+            if shutil.disk_usage(folder).free < _bytes_needed(artifact) // 20:
+                raise CacheError(f"the disk of {folder} is full") from None
+            raise error
+        release_free_memory()
+        record: dict[str, Any] = {
+            "source": str(artifact.folder.resolve()),
+            "host": _host(),
+            "onnxruntime": ort.__version__,
+            "files": {file.name: file.stat().st_size for file in staging.iterdir()},
+        }
+        (staging / RECORD).write_text(json.dumps(record, indent=1) + "\n", "utf-8")
+        entry = folder / _key(artifact)
+        shutil.rmtree(entry, ignore_errors=True)  # one that is not whole
+        staging.rename(entry)
+        return entry / DECODER
+    except BaseException:  # Ctrl-C too
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+
+
+def _bytes_needed(artifact: Artifact) -> int:
+    manifest = artifact.manifest
+    stored = sum(f.bytes for name, f in manifest.files.items() if name.startswith(DECODER))
+    return stored + manifest.memory.weights
+
+
+def _check_space(artifact: Artifact, folder: Path) -> None:
+    needed, free = _bytes_needed(artifact), shutil.disk_usage(folder).free
+    if free < needed:
+        raise CacheError(
+            f"{folder} has {format_bytes(free)} free and {format_bytes(needed)} are needed: make room, or "
+            "name another folder with --cache-dir"
+        )
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the cache's lock; the system lets go of it when the process ends, however it ends."""
+    try:
+        import fcntl
+    except ImportError:  # Windows: two writers write two stagings, and the second rename replaces the first
+        yield
+        return
+    with (folder / LOCK).open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            logger.info("waiting for another process that is preparing a model in %s …", folder)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,311 @@
+"""The cache of packed weights: written once, by one of several, whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from edge_gemma import artifact as artifacts
+from edge_gemma.artifact import Artifact
+from edge_gemma.cli import run
+from edge_gemma.errors import CacheError
+from edge_gemma.runtime import prepared, residency, session
+from edge_gemma.runtime.embeddings import EmbeddingStore
+from edge_gemma.runtime.kv_cache import KvCache
+from edge_gemma.runtime.loading import load
+from edge_gemma.runtime.prepared import find, forget, open_decoder, prepare
+from edge_gemma.runtime.session import Decoder
+
+needs_proc = pytest.mark.skipif(not residency.SMAPS.exists(), reason="needs /proc")
+
+
+@pytest.fixture
+def artifact(tiny_artifact: Path) -> Artifact:
+    return artifacts.read(tiny_artifact)
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    return tmp_path / "cache"
+
+
+def entries(cache: Path) -> list[str]:
+    """What is in the cache, but for its lock."""
+    return sorted(path.name for path in cache.iterdir() if path.name != prepared.LOCK)
+
+
+def logits(decoder: Decoder, artifact: Artifact) -> np.ndarray:
+    """Of 20 tokens in chunks of 8, float32 [20, V]."""
+    store = EmbeddingStore(artifact.path("embeddings.bin"), artifact.manifest.embeddings)
+    cache = KvCache(decoder.spec, context=24, chunk=8)
+    ids = list(range(10, 30))
+    chunks = [ids[i : i + 8] for i in range(0, 20, 8)]
+    found = [decoder.forward(*store.rows(chunk), cache, num_logits=len(chunk)) for chunk in chunks]
+    store.close()
+    return np.concatenate(found)
+
+
+def test_answers_are_those_of_the_artifact(artifact: Artifact, cache: Path) -> None:
+    decoder = open_decoder(artifact, cache, threads=1)
+    assert decoder.prepared
+    plain = open_decoder(artifact, None, threads=1)
+    assert not plain.prepared
+    assert np.array_equal(logits(decoder, artifact), logits(plain, artifact))
+
+
+def test_every_recipe_can_be_prepared(media_artifact: Path, cache: Path) -> None:
+    artifact = artifacts.read(media_artifact)  # float32
+    decoder = open_decoder(artifact, cache, threads=1)
+    assert decoder.prepared
+    assert np.array_equal(logits(decoder, artifact), logits(Decoder(artifact, threads=1), artifact))
+
+
+def test_is_written_once(artifact: Artifact, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert find(artifact, cache) is None
+    graph = prepare(artifact, cache, threads=1)
+    assert find(artifact, cache) == graph and len(entries(cache)) == 1
+    monkeypatch.setattr(prepared, "open_session", None)  # would fail if it were written again
+    assert prepare(artifact, cache) == graph
+
+
+@needs_proc
+@pytest.mark.parametrize("cached", [True, False])
+def test_the_decoder_gives_way_and_goes_on_as_before(artifact: Artifact, cache: Path, cached: bool) -> None:
+    """In the middle of a conversation: what it has computed lies in the KV cache."""
+    store = EmbeddingStore(artifact.path("embeddings.bin"), artifact.manifest.embeddings)
+    decoder = open_decoder(artifact, cache if cached else None, threads=1)
+    conversation = KvCache(decoder.spec, context=24, chunk=8)
+    expected = logits(decoder, artifact)[8]
+    decoder.forward(*store.rows(range(10, 18)), conversation)
+    files = {Path(cache, *entries(cache), "decoder.onnx.data")} if cached else set()
+    assert residency.drop_pages(files) > 0 or not cached
+    decoder.forward(*store.rows([10]), KvCache(decoder.spec, context=8, chunk=1))  # pages come back
+    decoder.give_way()
+    assert residency.drop_pages(files) == 0
+    found = decoder.forward(*store.rows([18]), conversation)[0]
+    assert np.allclose(found, expected, atol=1e-3 * np.abs(expected).max())
+    store.close()
+
+
+def test_two_at_once(tiny_artifact: Path, artifact: Artifact, cache: Path) -> None:
+    """Both processes get the same entry, and nothing else is left."""
+    code = (
+        "import sys; from pathlib import Path; from edge_gemma import artifact; "
+        "from edge_gemma.runtime.prepared import prepare; "
+        "print(prepare(artifact.read(sys.argv[1]), Path(sys.argv[2]), threads=1))"
+    )
+    command = [sys.executable, "-c", code, str(tiny_artifact), str(cache)]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    found = [process.communicate(timeout=120)[0].strip() for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    assert found == [str(find(artifact, cache))] * 2
+    assert len(entries(cache)) == 1
+
+
+def test_waits_for_the_writer(artifact: Artifact, cache: Path, caplog: pytest.LogCaptureFixture) -> None:
+    fcntl = pytest.importorskip("fcntl")
+    caplog.set_level(logging.INFO)
+    cache.mkdir()
+    found: list[Path] = []
+    with (cache / prepared.LOCK).open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        thread = threading.Thread(target=lambda: found.append(prepare(artifact, cache, threads=1)))
+        thread.start()
+        while "waiting for another process" not in caplog.text:
+            time.sleep(0.01)
+        assert entries(cache) == []
+    thread.join(timeout=60)
+    assert found == [find(artifact, cache)]
+
+
+def test_a_killed_writer(tiny_artifact: Path, artifact: Artifact, cache: Path) -> None:
+    """What it left is removed by the next one, which need not wait."""
+    code = (
+        "import sys, time; from pathlib import Path; from edge_gemma import artifact; "
+        "from edge_gemma.runtime import prepared; "
+        "prepared.release_free_memory = lambda: (print('written', flush=True), time.sleep(60)); "
+        "prepared.prepare(artifact.read(sys.argv[1]), Path(sys.argv[2]), threads=1)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(tiny_artifact), str(cache)], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout and process.stdout.readline() == "written\n"
+        process.send_signal(signal.SIGKILL)
+    assert len(entries(cache)) == 1 and entries(cache)[0].endswith(".tmp")
+    graph = prepare(artifact, cache, threads=1)
+    assert entries(cache) == [graph.parent.name]
+
+
+def test_interrupted(artifact: Artifact, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(prepared, "release_free_memory", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(artifact, cache, threads=1)
+    assert entries(cache) == []
+
+
+@pytest.mark.parametrize("damage", ["truncated", "missing", "record"])
+def test_an_entry_that_is_not_whole_is_written_again(artifact: Artifact, cache: Path, damage: str) -> None:
+    graph = prepare(artifact, cache, threads=1)
+    data = graph.with_name("decoder.onnx.data")
+    size = data.stat().st_size
+    if damage == "truncated":
+        os.truncate(data, size // 2)
+    elif damage == "missing":
+        graph.unlink()
+    else:
+        graph.with_name(prepared.RECORD).write_text("{")
+    assert find(artifact, cache) is None
+    assert prepare(artifact, cache, threads=1) == graph
+    assert data.stat().st_size == size and entries(cache) == [graph.parent.name]
+
+
+def test_an_entry_that_onnxruntime_refuses(
+    artifact: Artifact, cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    graph = prepare(artifact, cache, threads=1)
+    graph.write_bytes(os.urandom(graph.stat().st_size))
+    decoder = open_decoder(artifact, cache, threads=1)
+    assert not decoder.prepared and "removed from the cache" in caplog.text
+    assert entries(cache) == []
+    assert open_decoder(artifact, cache, threads=1).prepared
+
+
+def test_damaged_weights_cost_memory_and_not_answers(artifact: Artifact, cache: Path) -> None:
+    """onnxruntime compares what it packs with what the file promises; it takes its own where they differ."""
+    expected = logits(open_decoder(artifact, cache, threads=1), artifact)
+    graph = prepare(artifact, cache, threads=1)
+    text = graph.read_bytes()
+    assert text.count(b"MatMulNBits+") > 10
+    graph.write_bytes(text.replace(b"MatMulNBits+1", b"MatMulNBits+2"))  # the hashes of packed weights
+    decoder = open_decoder(artifact, cache, threads=1)
+    assert decoder.prepared and np.array_equal(logits(decoder, artifact), expected)
+
+
+def test_a_new_onnxruntime(artifact: Artifact, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It does not read what another one wrote, and the old entry goes."""
+    old = prepare(artifact, cache, threads=1)
+    monkeypatch.setattr(onnxruntime, "__version__", "1.99.0")
+    assert find(artifact, cache) is None
+    new = prepare(artifact, cache, threads=1)
+    assert new != old and entries(cache) == [new.parent.name]
+
+
+def test_another_processor(artifact: Artifact, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two machines may share a cache: each keeps its own."""
+    old = prepare(artifact, cache, threads=1)
+    monkeypatch.setattr(prepared, "processor", lambda: ("another", {"avx512_vnni"}))
+    monkeypatch.setattr(prepared, "_host", lambda: "another")
+    new = prepare(artifact, cache, threads=1)
+    assert entries(cache) == sorted([old.parent.name, new.parent.name])
+
+
+def test_an_artifact_that_was_exported_again(tiny_artifact: Path, tmp_path: Path, cache: Path) -> None:
+    folder = tmp_path / "artifact"
+    shutil.copytree(tiny_artifact, folder)
+    old = prepare(artifacts.read(folder), cache, threads=1)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"]["decoder.onnx.data"]["sha256"] = "0" * 64
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    new = prepare(artifacts.read(folder), cache, threads=1)
+    assert new != old and entries(cache) == [new.parent.name]
+
+
+def test_no_room(
+    artifact: Artifact, cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(prepared, "_bytes_needed", lambda _: 1 << 60)
+    with pytest.raises(CacheError, match=r"free and 1073741824.00 GiB are needed: make room, or name"):
+        prepare(artifact, cache)
+    assert not open_decoder(artifact, cache, threads=1).prepared
+    assert "going on without a cache" in caplog.text and entries(cache) == []
+
+
+def test_the_disk_fills_up(artifact: Artifact, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(prepared, "open_session", full)
+    with pytest.raises(CacheError, match="cannot be written: No space left on device"):
+        prepare(artifact, cache)
+    assert entries(cache) == []
+
+
+def test_a_cache_that_cannot_be_written(
+    artifact: Artifact, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    assert not open_decoder(artifact, tmp_path / "file", threads=1).prepared
+    assert f"the cache {tmp_path / 'file'} cannot be written: " in caplog.text
+
+
+def test_a_read_only_cache_is_read(artifact: Artifact, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepare(artifact, cache, threads=1)
+
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(prepared, "_locked", refuse)
+    assert open_decoder(artifact, cache, threads=1).prepared
+
+
+def test_forget(artifact: Artifact, cache: Path) -> None:
+    graph = prepare(artifact, cache, threads=1)
+    size = sum(file.stat().st_size for file in graph.parent.iterdir())
+    assert forget(cache, cache) == 0  # prepared of something else
+    assert forget(cache, artifact.folder) == size and entries(cache) == []
+    prepare(artifact, cache, threads=1)
+    assert forget(cache) == size and entries(cache) == []
+    assert forget(cache / "nothing") == 0
+
+
+def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert prepared.default_folder() == tmp_path / "edge-gemma"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for system, place in (("linux", ".cache"), ("darwin", "Library/Caches")):
+        monkeypatch.setattr(sys, "platform", system)
+        assert prepared.default_folder() == tmp_path / place / "edge-gemma"
+
+
+def test_load_uses_the_cache(tiny_artifact: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with load(tiny_artifact, context=64, threads=1, cache_dir=cache) as model:
+        assert model.plan.prepared and len(entries(cache)) == 1
+    monkeypatch.setattr(session, "drop_pages", lambda _: 0)
+    with load(tiny_artifact, context=64, threads=1, cache_dir=cache / "other", cache=False) as model:
+        assert not model.plan.prepared and not (cache / "other").exists()
+
+
+def test_prepare_command(
+    tiny_artifact: Path, artifact: Artifact, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--cache-dir", str(cache)]
+    assert run(["prepare", str(tiny_artifact), *options, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    graph = find(artifact, cache)
+    assert graph and report["prepared"] == str(graph.parent)
+    assert report["bytes"] == sum(file.stat().st_size for file in graph.parent.iterdir())
+    assert run(["prepare", "--remove", str(tiny_artifact), *options]) == 0
+    assert capsys.readouterr().out.startswith("removed ") and entries(cache) == []
+    assert run(["prepare", *options]) == 2
+    assert run(["prepare", str(cache), *options]) == 5
+    (cache.parent / "file").write_text("")
+    assert run(["prepare", str(tiny_artifact), "--cache-dir", str(cache.parent / "file")]) == 1
+    assert "cannot be written" in capsys.readouterr().err
