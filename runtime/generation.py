@@ -88,6 +88,11 @@ class Generator:
         whole = held == self._cache.length and held < len(keys) and list(keys[:held]) == self._held
         return held if whole else 0
 
+    def occupy(self, ids: Sequence[int]) -> None:
+        """Pretend to hold `ids`, which are not computed: to measure what follows them. See KvCache.occupy."""
+        self._cache.occupy(len(ids))
+        self._held = list(ids)
+
     def _reuse(self, keys: list[Hashable]) -> int:
         """`reusable`; an unrelated cache is emptied."""
         reused = self.reusable(keys)

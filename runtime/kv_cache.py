@@ -61,6 +61,19 @@ class KvCache:
             self._rows[kind] += tokens
         return dict(self._rows)
 
+    def occupy(self, tokens: int) -> None:
+        """Hold rows of ones, as after `tokens` tokens that were never computed: to measure what follows them.
+
+        Raises ValueError if they are more than the context.
+        """
+        self.reset()
+        chunk = self.capacity["sliding"] - self._kept
+        for first in range(0, tokens, chunk):
+            self.extend(min(chunk, tokens - first))
+        for kind, buffers in self._buffers.items():
+            for buffer in buffers:  # [1, heads, rows, head_dim]; written, so that memory backs them
+                buffer[:, :, : self._rows[kind]] = 1
+
     def _slide(self) -> None:
         """Move the last window - 1 rows of the sliding buffers to the front."""
         used = self._rows["sliding"]

@@ -12,7 +12,7 @@ import pytest
 from edge_gemma import artifact as artifacts
 from edge_gemma.export.checkpoint import open_checkpoint
 from edge_gemma.export.pipeline import export
-from edge_gemma.export.recipes import find_recipe
+from edge_gemma.recipes import find_recipe
 from edge_gemma.runtime.embeddings import EmbeddingStore
 from edge_gemma.runtime.generation import Generator
 from edge_gemma.runtime.kv_cache import KvCache
@@ -238,3 +238,13 @@ def test_the_penalty_sees_prompt_and_answer(make: Callable[..., Generator]) -> N
 
     list(make().generate(PROMPT, sampler, max_new_tokens=3, statistics=Statistics()))
     assert seen == [PROMPT, [*PROMPT, 101], [*PROMPT, 101, 102]]
+
+
+def test_a_context_that_was_never_computed(make: Callable[..., Generator], decoder: Watched) -> None:
+    generator, statistics = make(), Statistics()
+    generator.occupy(PROMPT)
+    assert decoder.calls == []
+    answer(generator, [*PROMPT, 7], 4, statistics)
+    assert decoder.calls == [1] * 4 and statistics.reused_tokens == len(PROMPT)
+    generator.occupy([])
+    assert answer(generator, PROMPT) == answer(make(), PROMPT)

@@ -125,3 +125,24 @@ def test_memory_grows_by_need() -> None:
     for array in arrays:
         array[:] = 1
     assert resident_bytes() - before > size // 2  # the measure sees what is written
+
+
+@pytest.mark.parametrize("tokens", [0, 1, 7, 20, 33])
+def test_rows_that_were_never_computed(tokens: int) -> None:
+    """An occupied cache goes on as one that was fed, and memory backs its rows."""
+    spec = make_spec(8)
+    occupied, fed = (KvCache(spec, context=40, chunk=4) for _ in range(2))
+    occupied.extend(3)
+    occupied.occupy(tokens)
+    for first in range(0, tokens, 4):
+        rows = fed.extend(min(4, tokens - first))
+    for buffer, key, value in occupied.arrays():
+        for array in (key, value):
+            assert (array[:, :, : rows[buffer.kind] if tokens else 0] == 1).all()
+    assert occupied.length == fed.length
+    assert occupied.extend(2) == fed.extend(2)
+
+
+def test_occupying_beyond_the_context() -> None:
+    with pytest.raises(ValueError, match="do not fit"):
+        KvCache(make_spec(8), context=40, chunk=4).occupy(41)
