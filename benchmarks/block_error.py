@@ -13,7 +13,8 @@ import click
 import torch
 
 from benchmarks.report import print_report
-from edge_gemma.export.quantize import MatrixFormat, dequantize_matrix, quantize_matrix
+from edge_gemma.export.quantize import dequantize_matrix, quantize_matrix
+from edge_gemma.recipes import MatrixFormat
 
 BLOCKS = (32, 64, 128)
 Method = Callable[[torch.Tensor, int], torch.Tensor]  # float32 [N, K], block → the matrix as stored

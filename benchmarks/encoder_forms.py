@@ -28,13 +28,12 @@ from edge_gemma.console import show_progress
 from edge_gemma.export.audio import export_audio_encoder
 from edge_gemma.export.checkpoint import open_checkpoint
 from edge_gemma.export.graph import MICROSOFT
-from edge_gemma.export.quantize import MatrixFormat
-from edge_gemma.export.recipes import find_recipe
 from edge_gemma.export.verify_encoders import compare_soft_tokens, probe_clip, probe_image
 from edge_gemma.export.vision import export_vision_encoder
 from edge_gemma.export.weights import WeightedGraph
 from edge_gemma.memory import format_bytes
 from edge_gemma.progress import Silent
+from edge_gemma.recipes import MatrixFormat, find_recipe
 from edge_gemma.runtime.session import open_session
 
 EXPORTERS: dict[str, Callable[..., Any]] = {"audio": export_audio_encoder, "vision": export_vision_encoder}
@@ -50,9 +49,13 @@ FORMS: dict[str, MatrixFormat | int | None] = {
 
 
 def dynamic_matmul(bits: int) -> Callable[..., str]:
-    """A `WeightedGraph.matmul` with one weight scale for each output and one activation scale for all."""
+    """A `WeightedGraph.matmul` with one weight scale for each output and one activation scale for all; the
+    decoder's stays as it is."""
+    plain = WeightedGraph.matmul
 
-    def matmul(graph: WeightedGraph, x: str, weight: torch.Tensor, name: str, kind: str) -> str:
+    def matmul(graph: WeightedGraph, x: str, weight: torch.Tensor, name: str, kind: str = "") -> str:
+        if kind not in EXPORTERS:
+            return plain(graph, x, weight, name, *([kind] if kind else []))
         top = 2 ** (bits - 1) - 1
         scales = weight.abs().amax(1).clamp(min=1e-9) / top
         codes = (weight / scales[:, None]).round().to(torch.int8).T.contiguous()

@@ -15,18 +15,19 @@ from pathlib import Path
 
 import click
 
-from benchmarks.demo_accuracy import answer_all, export_demo
+from benchmarks.demo_accuracy import CHECKPOINT, answers_of
 from benchmarks.report import print_report
-from demo.data import TASKS, held_out
+from demo.data import TASKS, held_out, is_right
 from edge_gemma import artifact as artifacts
 from edge_gemma.config import parse_config
-from edge_gemma.export.footprint import memory_spec
+from edge_gemma.export.checkpoint import open_checkpoint
 from edge_gemma.export.parity import combine, compare
-from edge_gemma.export.quantize import MatrixFormat
-from edge_gemma.export.recipes import Recipe, RowFormat, load_recipes
+from edge_gemma.export.pipeline import export
 from edge_gemma.export.synthetic import CONFIGS
 from edge_gemma.export.verify import forced_logits
+from edge_gemma.footprint import memory_spec
 from edge_gemma.memory import format_bytes
+from edge_gemma.recipes import MatrixFormat, Recipe, RowFormat, load_recipes
 from edge_gemma.runtime.chat import ChatTemplate
 from edge_gemma.runtime.embeddings import EmbeddingStore
 from edge_gemma.runtime.session import Decoder
@@ -74,13 +75,13 @@ def main(items: int) -> None:
     rows, data = [], []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        reference = _logits(export_demo(load_recipes()["fp32"], folder / "reference"), questions)
+        reference = _logits(_export(load_recipes()["fp32"], folder / "reference"), questions)
         for number, recipe in enumerate(variants()):
-            artifact = export_demo(recipe, folder / str(number))
+            artifact = _export(recipe, folder / str(number))
             report = combine(
                 [compare(o, r) for o, r in zip(_logits(artifact, questions), reference, strict=True)]
             )
-            right = answer_all(artifact, questions)
+            right = list(map(is_right, questions, answers_of(artifact, questions)))
             size = memory_spec(e2b, recipe, 0).weights
             accuracy = sum(right) / len(right)
             rows.append(
@@ -96,6 +97,11 @@ def main(items: int) -> None:
             data.append({"recipe": recipe.name, "accuracy": accuracy, "e2b_weights": size} | report.to_dict())
     header = ("recipe", "KL (nats)", "SNR (dB)", "argmax equal", "answers right", "E2B weights")
     print_report("benchmarks.quantization", header, rows, data)
+
+
+def _export(recipe: Recipe, target: Path) -> Path:
+    export(open_checkpoint(str(CHECKPOINT)), recipe, target, audio=False, vision=False)
+    return target
 
 
 def _logits(artifact: Path, questions: list) -> list:

@@ -6,6 +6,7 @@ goes on from its last saved state as if it had never stopped.
 
 from __future__ import annotations
 
+import argparse
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -36,6 +37,13 @@ class Stage:
     def factor(self, step: int) -> float:
         """What the rates are multiplied with at a step."""
         return min(1.0, (step + 1) / self.warmup, (self.steps - step) / (self.decay * self.steps))
+
+
+def set_threads(description: str | None) -> None:
+    """The command line of a stage that runs alone: how many threads torch takes."""
+    parser = argparse.ArgumentParser(description=(description or "").splitlines()[0])
+    parser.add_argument("--threads", type=int, default=1, help="torch threads")
+    torch.set_num_threads(parser.parse_args().threads)
 
 
 def make_optimizer(model: nn.Module, stage: Stage) -> torch.optim.AdamW:

@@ -7,7 +7,6 @@ tokens, not only the frames between them, come to hold all that the decoder need
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import functools
 import random
@@ -145,9 +144,7 @@ def train_audio(clips: list[Clip], stage: loop.Stage = STAGE, *, folder: Path = 
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--threads", type=int, default=1, help="torch threads")
-    torch.set_num_threads(parser.parse_args().threads)
+    loop.set_threads(__doc__)
     train_audio(training_clips(FOLDER, seed=STAGE.seed, count=CLIPS))
 
 

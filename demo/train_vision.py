@@ -7,7 +7,6 @@ the picture. So any soft token on a shape comes to hold the whole answer.
 
 from __future__ import annotations
 
-import argparse
 import random
 import sys
 from collections.abc import Iterator
@@ -121,9 +120,7 @@ def train_vision(stage: loop.Stage = STAGE, *, folder: Path = FOLDER, batch: int
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--threads", type=int, default=1, help="torch threads")
-    torch.set_num_threads(parser.parse_args().threads)
+    loop.set_threads(__doc__)
     train_vision()
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from edge_gemma.runtime.engine import Answer as Answer
     from edge_gemma.runtime.engine import Model as Model
     from edge_gemma.runtime.engine import Piece as Piece
-    from edge_gemma.runtime.engine import load as load
+    from edge_gemma.runtime.loading import load as load
     from edge_gemma.runtime.sampling import SamplingOptions as SamplingOptions
     from edge_gemma.runtime.speech import SpeechSegment as SpeechSegment
     from edge_gemma.runtime.speech import Transcript as Transcript
@@ -27,7 +27,7 @@ __version__ = "0.1.0"
 
 # Imported at first use, so that `import edge_gemma` costs nothing.
 _HOMES = {
-    "load": "edge_gemma.runtime.engine",
+    "load": "edge_gemma.runtime.loading",
     "Model": "edge_gemma.runtime.engine",
     "Answer": "edge_gemma.runtime.engine",
     "Piece": "edge_gemma.runtime.engine",

@@ -185,7 +185,7 @@ class MemorySpec:
     kv_per_token: int  # global layers
     kv_per_window_row: int  # sliding layers
     sliding_window: int
-    tokenizer: int  # file size; loaded it takes a multiple
+    tokenizer: int  # of its file without indentation; loaded it takes a multiple
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,7 +216,7 @@ class Manifest:
     tokenizer: str
     chat_template: str
     memory: MemorySpec
-    memory_estimate: dict[str, int]  # context length → bytes of peak resident memory, default settings
+    memory_estimate: dict[str, int]  # context → bytes of peak resident memory, text, image and clip included
     files: dict[str, FileSpec]
 
     def save(self, folder: Path) -> None:

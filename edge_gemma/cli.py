@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from importlib import import_module
@@ -22,7 +23,12 @@ COMMANDS = {
     "transcribe": ("edge_gemma.runtime.media_cli", "Write down what is said in recordings."),
     "translate": ("edge_gemma.runtime.media_cli", "Translate what is said in recordings."),
     "describe": ("edge_gemma.runtime.media_cli", "Answer a question about images."),
+    "prepare": ("edge_gemma.runtime.cli", "Pack an artifact's weights for this machine, ahead of time."),
+    "plan": ("edge_gemma.runtime.devices_cli", "Show which model fits a device or a memory budget."),
+    "devices": ("edge_gemma.runtime.devices_cli", "List device profiles; say which one this machine is."),
     "inspect": ("edge_gemma.runtime.cli", "Show what is in an artifact and the memory it needs."),
+    "check": ("edge_gemma.runtime.check_cli", "Tell whether an artifact keeps to a memory budget."),
+    "bench": ("edge_gemma.runtime.bench_cli", "Measure speed, loading and memory on this machine."),
     "doctor": ("edge_gemma.runtime.cli", "Show what this machine offers and what would be used."),
 }
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
@@ -60,13 +66,21 @@ class LazyGroup(click.Group):
             formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
 
 
+class Notes(logging.Handler):
+    """The log on standard error, a line each: warnings, and on a terminal what takes a while."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        mark = "warning: " if record.levelno >= logging.WARNING else ""
+        click.echo(mark + record.getMessage(), err=True)
+
+
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="edge-gemma")
 def cli() -> None:
     """Export Gemma 3n to quantized ONNX, and run it on small machines.
 
     Exit status: 0 success, 1 other errors, 2 bad usage or prompt, 3 checkpoint, 4 export, 5 artifact,
-    6 missing package, 7 verification failed, 130 interrupted.
+    6 missing package, 7 verification failed, 8 over the memory budget, 130 interrupted.
     """
 
 
@@ -79,6 +93,10 @@ def main(arguments: list[str] | None = None) -> None:
 
 def run(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit status."""
+    log = logging.getLogger("edge_gemma")
+    if not log.handlers:
+        log.addHandler(Notes())
+        log.setLevel(logging.INFO if sys.stderr.isatty() else logging.WARNING)
     try:
         result: Any = cli.main(args=arguments, prog_name="edge-gemma", standalone_mode=False)
         return result if isinstance(result, int) else 0

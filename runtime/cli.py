@@ -14,8 +14,10 @@ import click
 from edge_gemma import artifact as artifacts
 from edge_gemma.console import print_table, show_progress
 from edge_gemma.errors import ContextLimitError, PromptError
-from edge_gemma.memory import estimate, format_bytes
-from edge_gemma.runtime.engine import Model, Piece, load
+from edge_gemma.memory import format_bytes
+from edge_gemma.planning import Needs, plan
+from edge_gemma.runtime.engine import Model, Piece
+from edge_gemma.runtime.loading import load
 from edge_gemma.runtime.options import generation_options, media_options, media_parts, model_options
 from edge_gemma.runtime.statistics import Statistics
 
@@ -142,12 +144,50 @@ def inspect_command(artifact: Path, verify: bool, as_json: bool) -> None:
     print_table("files", [(name, format_bytes(f.bytes)) for name, f in m.files.items()], ("name", "size"))
     print_table("matrices", _matrices(m.recipe_details), ("class", "bits", "block", "zero points"))
     contexts = [int(n) for n in m.memory_estimate if int(n) <= m.max_context] or [m.max_context]
-    rows = []
-    for n in contexts:
-        parts = estimate(m.memory, n)
-        rows.append((str(n), *(format_bytes(v) for v in parts.parts().values()), format_bytes(parts.total)))
-    header = ("context", *estimate(m.memory, 1).parts(), "peak")
-    print_table("estimated resident memory", rows, header)
+    plans = [plan(Needs.of(m), context=n) for n in contexts]
+    rows = [
+        (
+            str(p.context),
+            *(format_bytes(sum(parts.values())) for parts in p.phases.values()),
+            format_bytes(p.peak),
+        )
+        for p in plans
+    ]
+    print_table("estimated resident memory", rows, ("context", *plans[0].phases, "peak"))
+
+
+@click.command()
+@click.argument("artifact", type=click.Path(path_type=Path), required=False)
+@click.option(
+    "--remove", is_flag=True, help="Remove what was prepared of ARTIFACT, or without it everything."
+)
+@click.option("--cache-dir", type=click.Path(path_type=Path), help="Folder of the cache. [the user's own]")
+@click.option("--threads", type=click.IntRange(1), help="Threads to compute with. [all cores]")
+@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+def prepare_command(
+    artifact: Path | None, remove: bool, cache_dir: Path | None, threads: int | None, as_json: bool
+) -> None:
+    """Write the decoder of ARTIFACT to the cache as this machine's onnxruntime packs it.
+
+    The first command that loads an artifact does so by itself, unless it is told --no-cache; ahead of time
+    it makes that first start a fast one.
+    """
+    from edge_gemma.memory import peak_resident_bytes
+    from edge_gemma.runtime import prepared
+
+    folder = cache_dir or prepared.default_folder()
+    if remove:
+        freed = prepared.forget(folder, artifact)
+        report: dict[str, Any] = {"cache": str(folder), "removed_bytes": freed}
+        text = f"removed {format_bytes(freed)} from {folder}"
+    elif artifact is None:
+        raise click.UsageError("Missing argument 'ARTIFACT'.")
+    else:
+        graph = prepared.prepare(artifacts.read(artifact), folder, threads=threads)
+        size, peak = sum(f.stat().st_size for f in graph.parent.iterdir()), peak_resident_bytes()
+        report = {"prepared": str(graph.parent), "bytes": size, "peak_memory_bytes": peak}
+        text = f"{artifact} is prepared: {format_bytes(size)} in {graph.parent}"
+    click.echo(json.dumps(report) if as_json else text)
 
 
 @click.command()

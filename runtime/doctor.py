@@ -5,33 +5,24 @@ from __future__ import annotations
 import platform
 import sys
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 import psutil
 
+from edge_gemma.machine import FEATURES, processor
 from edge_gemma.memory import format_bytes
 from edge_gemma.runtime.session import default_threads
 
 PACKAGES = ("edge-gemma", "onnxruntime", "numpy", "tokenizers", "jinja2", "click", "rich", "psutil")
+MEASURED_PACKAGES = ("edge-gemma", "onnxruntime", "numpy")
 EXPORT_PACKAGES = ("torch", "transformers", "onnx", "safetensors", "huggingface_hub")
-# processor features that decide which of onnxruntime's int8 kernels run, best first
-FEATURES = (
-    "amx_int8",
-    "avx512_vnni",
-    "avx_vnni",
-    "avx512f",
-    "avx2",
-    "i8mm",
-    "asimddp",
-    "asimdhp",
-    "asimd",
-)
 
 
 def examine() -> dict[str, dict[str, str]]:
     """Facts by topic: processor, memory, what would be used, versions."""
     import onnxruntime as ort
 
-    model, flags = _processor()
+    model, flags = processor()
     memory = psutil.virtual_memory()
     return {
         "processor": {
@@ -59,22 +50,20 @@ def examine() -> dict[str, dict[str, str]]:
     }
 
 
+def environment(*packages: str) -> dict[str, Any]:
+    """What measurements depend on: machine, system, versions of the runtime's packages and of `packages`."""
+    facts = examine()["processor"]
+    return {
+        "machine": f"{facts['model']}, {facts['cores']} cores, {facts['int8 features']}",
+        "memory_gib": round(psutil.virtual_memory().total / (1 << 30), 1),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        **{name: _version(name) for name in (*MEASURED_PACKAGES, *packages)},
+    }
+
+
 def _version(package: str) -> str:
     try:
         return version(package)
     except PackageNotFoundError:
         return "not installed"
-
-
-def _processor() -> tuple[str, set[str]]:
-    """Model name and feature flags from /proc/cpuinfo; what Python knows where there is none."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
-            pairs = [line.split(":", 1) for line in file if ":" in line]
-    except OSError:
-        return platform.processor() or "unknown", set()
-    facts = {key.strip().lower(): value.strip() for key, value in pairs}
-    # "model" is a number on x86, which has a "model name", and the board on a Raspberry Pi, which has none
-    named = (facts.get(key) for key in ("model name", "model", "hardware"))
-    model = next(filter(None, named), platform.processor() or "unknown")
-    return model, set((facts.get("flags") or facts.get("features") or "").split())

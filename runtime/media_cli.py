@@ -17,7 +17,7 @@ from edge_gemma.errors import EdgeGemmaError, PromptError
 from edge_gemma.progress import Progress
 from edge_gemma.runtime import speech, subtitles, tasks
 from edge_gemma.runtime.cli import answer
-from edge_gemma.runtime.engine import load
+from edge_gemma.runtime.loading import load
 from edge_gemma.runtime.options import expand, generation_options, media_parts, model_options
 from edge_gemma.runtime.speech import SpeechSegment
 

@@ -64,12 +64,15 @@ def test_exit_statuses_are_those_of_the_help(error: type[errors.EdgeGemmaError])
     said = {
         "CheckpointError": "checkpoint",
         "RecipeError": "bad usage or prompt",
+        "DeviceError": "bad usage or prompt",
         "ExportError": "export",
         "ArtifactError": "artifact",
         "FormatVersionError": "artifact",
         "PromptError": "bad usage or prompt",
         "ContextLimitError": "bad usage or prompt",
         "MediaError": "bad usage or prompt",
+        "BudgetError": "over the memory budget",
+        "CacheError": "other errors",
         "DependencyError": "missing package",
         "EdgeGemmaError": "other errors",
     }

@@ -5,13 +5,26 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edge_gemma.errors import PromptError
 from edge_gemma.schema import SchemaError, from_dict
+
+
+def halve(text: str) -> int:
+    if not text.isdecimal():
+        raise PromptError(f"{text!r} is not a number")
+    return int(text) // 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parsed:
+    half: Annotated[int, halve, "a number as text"]
+    halves: tuple[Annotated[int, halve, "a number as text"], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,3 +125,22 @@ def test_a_large_value_does_not_flood_the_message() -> None:
     with pytest.raises(SchemaError) as caught:
         from_dict(Tree, GOOD | {"name": ["line\n"] * 10_000})
     assert len(str(caught.value)) < 200 and "\n" not in str(caught.value)
+
+
+def test_text_is_read_by_the_field() -> None:
+    assert from_dict(Parsed, {"half": "10", "halves": ["4", "6"]}) == Parsed(half=5, halves=(2, 3))
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"half": 10}, "half is 10, expected a number as text"),
+        ({"half": None}, "half is None, expected a number as text"),
+        ({"half": "ten"}, "half: 'ten' is not a number"),
+        ({"half": "1", "halves": ["2", "x"]}, "halves[1]: 'x' is not a number"),
+    ],
+)
+def test_text_that_the_field_cannot_read(data: dict[str, Any], message: str) -> None:
+    with pytest.raises(SchemaError) as caught:
+        from_dict(Parsed, data)
+    assert str(caught.value) == message

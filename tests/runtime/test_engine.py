@@ -18,7 +18,7 @@ from edge_gemma import Answer, EdgeGemmaError, Model
 from edge_gemma.errors import ArtifactError, ContextLimitError, PromptError
 from edge_gemma.export.checkpoint import open_checkpoint
 from edge_gemma.export.pipeline import export
-from edge_gemma.export.recipes import find_recipe
+from edge_gemma.recipes import find_recipe
 
 CONTEXT = 256
 PROMPT = "Why is the sky blue? " * 4  # several sliding windows long

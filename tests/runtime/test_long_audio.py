@@ -12,7 +12,7 @@ import pytest
 import soundfile
 import srt
 
-from edge_gemma.runtime.engine import load
+from edge_gemma.runtime.loading import load
 
 RATE = 16_000
 PEAK = """

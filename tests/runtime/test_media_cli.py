@@ -19,7 +19,7 @@ from PIL import Image
 from edge_gemma.cli import run
 from edge_gemma.errors import MediaError
 from edge_gemma.runtime import segments, speech
-from edge_gemma.runtime.engine import load
+from edge_gemma.runtime.loading import load
 from edge_gemma.runtime.speech import SpeechSegment, Transcript
 
 RATE = 16_000

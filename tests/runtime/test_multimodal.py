@@ -15,7 +15,8 @@ from multimodal import Multimodal
 from edge_gemma.cli import run
 from edge_gemma.errors import ArtifactError, ContextLimitError, MediaError, PromptError
 from edge_gemma.export.parity import agrees, compare
-from edge_gemma.runtime.engine import Model, load
+from edge_gemma.runtime.engine import Model
+from edge_gemma.runtime.loading import load
 from edge_gemma.runtime.statistics import Statistics
 
 RNG = np.random.default_rng(0)

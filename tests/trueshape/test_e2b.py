@@ -12,11 +12,15 @@ import pytest
 from processes import edge_gemma
 
 from edge_gemma import artifact as artifacts
-from edge_gemma.memory import estimate
 
 GIB = 1 << 30
 CONTEXT = 4096
 pytestmark = [pytest.mark.trueshape, pytest.mark.timeout(2400)]
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
 
 
 def test_export_never_holds_the_model(exported: dict[str, Any]) -> None:
@@ -25,30 +29,25 @@ def test_export_never_holds_the_model(exported: dict[str, Any]) -> None:
     assert exported["peak_memory_bytes"] < 2 * GIB
 
 
-def test_generates_within_two_gib_at_4096_tokens(exported: dict[str, Any]) -> None:
-    """A prompt that fills the context but for 16 tokens, then those."""
-    folder = Path(exported["output"])
-    prompt = _fit(folder, "light kitchen bedroom window garden " * 1000, CONTEXT - 16)
-    report = edge_gemma("run", str(folder), "-", "--context", str(CONTEXT), stdin=prompt)
-    statistics = report["statistics"]
-    assert statistics["prompt_tokens"] + statistics["generated_tokens"] == CONTEXT
-    assert statistics["generated_tokens"] >= 16
-    assert statistics["peak_memory_bytes"] <= 2 * GIB
-    predicted = estimate(artifacts.read(folder).manifest.memory, CONTEXT).total
-    assert predicted == pytest.approx(statistics["peak_memory_bytes"], rel=0.1)
+def test_preparing_stays_within_two_gib(exported: dict[str, Any], cache: Path) -> None:
+    report = edge_gemma("prepare", exported["output"], "--cache-dir", str(cache))
+    assert report["peak_memory_bytes"] <= 2 * GIB
+    decoder = artifacts.read(exported["output"]).path("decoder.onnx.data").stat().st_size
+    assert 1.5 * decoder < report["bytes"] < 2.5 * decoder
 
 
-def _fit(folder: Path, text: str, tokens: int) -> str:
-    """The longest beginning of `text`, in words, whose prompt has at most `tokens` tokens."""
-    from edge_gemma.runtime.chat import ChatTemplate
-    from edge_gemma.runtime.tokenizer import Tokenizer
-
-    tokenizer = Tokenizer.from_file(folder / artifacts.TOKENIZER)
-    template = ChatTemplate.from_file(folder / artifacts.CHAT_TEMPLATE)
-    words = text.split()
-    low, high = 1, len(words)
-    while low < high:
-        middle = (low + high + 1) // 2
-        size = len(template.encode(" ".join(words[:middle]), tokenizer))
-        low, high = (middle, high) if size <= tokens else (low, middle - 1)
-    return " ".join(words[:low])
+@pytest.mark.parametrize("cached", [True, False])
+def test_a_conversation_within_two_gib(exported: dict[str, Any], cache: Path, cached: bool) -> None:
+    """Text, an image, 30 s of sound and text again fill 4096 tokens, with and without the cache."""
+    options = ["--cache-dir", str(cache)] if cached else ["--no-cache", "--no-hard"]
+    report = edge_gemma("check", exported["output"], "--budget", "2GiB", "--context", str(CONTEXT), *options)
+    assert report["within_budget"] and report["left_out"] == {}
+    assert report["plan"]["prepared"] == cached and report["plan"]["encoders"] == "turns"
+    last = report["phases"][-1]["statistics"]
+    assert last["prompt_tokens"] + last["generated_tokens"] == CONTEXT
+    encoded = [phase["statistics"] for phase in report["phases"] if phase["name"] in ("image", "audio")]
+    assert [(s["images"], s["audio_seconds"]) for s in encoded] == [(1, 0.0), (0, 30.0)]
+    promised = artifacts.read(exported["output"]).manifest.memory_estimate[str(CONTEXT)]
+    assert promised == pytest.approx(report["peak_memory_bytes"], rel=0.1)
+    if cached and report["hard_limit"]["kind"]:
+        assert report["hard_limit"]["finished"] and report["hard_limit"]["oom_kills"] == 0

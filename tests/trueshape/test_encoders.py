@@ -8,18 +8,16 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 import pytest
-import soundfile
 import torch
-from PIL import Image
-from processes import edge_gemma, program
+from processes import program
 from transformers.models.gemma3n import Gemma3nAudioFeatureExtractor
 
 from edge_gemma.artifact import AUDIO_ENCODER, read
 from edge_gemma.export.audio import export_audio_encoder
-from edge_gemma.export.recipes import find_recipe
 from edge_gemma.export.synthetic import CONFIGS, SyntheticCheckpoint
 from edge_gemma.export.towers import Encoder
 from edge_gemma.progress import Silent
+from edge_gemma.recipes import find_recipe
 
 pytestmark = [pytest.mark.trueshape, pytest.mark.timeout(2400)]
 ENCODE = """
@@ -52,16 +50,6 @@ def test_encodes_within_the_estimate(exported: dict[str, Any], kind: str) -> Non
     assert encoded["finite"]
     assert encoded["spread"] > 0.1  # soft tokens differ from one another
     assert spec.memory == pytest.approx(encoded["added"], rel=0.1)
-
-
-def test_a_conversation_with_both(exported: dict[str, Any], tmp_path: Path) -> None:
-    soundfile.write(tmp_path / "clip.wav", np.random.default_rng(0).uniform(-0.1, 0.1, 480_000), 16_000)
-    Image.new("RGB", (640, 480), (200, 60, 20)).save(tmp_path / "image.png")
-    media = ["--audio", str(tmp_path / "clip.wav"), "--image", str(tmp_path / "image.png")]
-    report = edge_gemma("run", exported["output"], "hi", *media, "--context", "1024", "--max-new-tokens", "2")
-    statistics = report["statistics"]
-    assert (statistics["images"], statistics["audio_seconds"]) == (1, 30.0)
-    assert statistics["prompt_tokens"] > 256 + 188
 
 
 def test_true_width_equals_transformers(tmp_path: Path) -> None:

@@ -10,9 +10,9 @@ import pytest
 from edge_gemma import artifact as artifacts
 from edge_gemma.export.parity import compare
 from edge_gemma.export.pipeline import export
-from edge_gemma.export.recipes import find_recipe
 from edge_gemma.export.synthetic import CONFIGS, SyntheticCheckpoint
 from edge_gemma.export.verify import forced_logits, greedy_reference, load_reference
+from edge_gemma.recipes import find_recipe
 from edge_gemma.runtime.embeddings import EmbeddingStore
 from edge_gemma.runtime.session import Decoder
 
