@@ -95,8 +95,8 @@ def run(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit status."""
     log = logging.getLogger("edge_gemma")
     if not log.handlers:
-        log.addHandler(Notes())
-        log.setLevel(logging.INFO if sys.stderr.isatty() else logging.WARNING)
+        log.addHandler(Notes(logging.INFO if sys.stderr.isatty() else logging.WARNING))
+        log.setLevel(logging.INFO)
     try:
         result: Any = cli.main(args=arguments, prog_name="edge-gemma", standalone_mode=False)
         return result if isinstance(result, int) else 0

@@ -116,16 +116,20 @@ def test_two_at_once(tiny_artifact: Path, artifact: Artifact, cache: Path) -> No
     assert len(entries(cache)) == 1
 
 
+@pytest.mark.timeout(120)
 def test_waits_for_the_writer(artifact: Artifact, cache: Path, caplog: pytest.LogCaptureFixture) -> None:
     fcntl = pytest.importorskip("fcntl")
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, "edge_gemma")
     cache.mkdir()
     found: list[Path] = []
     with (cache / prepared.LOCK).open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        thread = threading.Thread(target=lambda: found.append(prepare(artifact, cache, threads=1)))
+        thread = threading.Thread(
+            target=lambda: found.append(prepare(artifact, cache, threads=1)), daemon=True
+        )
         thread.start()
         while "waiting for another process" not in caplog.text:
+            assert thread.is_alive()
             time.sleep(0.01)
         assert entries(cache) == []
     thread.join(timeout=60)
