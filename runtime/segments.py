@@ -17,7 +17,7 @@ into blocks.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 FRAME = 0.02  # seconds
+FULL_CLIP = 30.0  # seconds that the encoder of Google's models takes
 HISTORY = 3000  # frames of the past that count for floor and peak: a minute
 SMOOTH = 5  # frames over which the quietest place is sought
 SILENT = -100.0  # dB; below are digital zeros, which say nothing of the noise in a recording
@@ -48,6 +49,17 @@ class Splitting:
     below_peak: float = 35.0  # … or so much under the peak (98th percentile), whichever is higher
     loud: float = -30.0  # but from here on they are never silence
     faint: float = -80.0  # and down here always
+
+    def within(self, max_seconds: float) -> Splitting:
+        """For an encoder that takes clips of so many seconds: the times above are meant for 30."""
+        share = min(1.0, max_seconds / FULL_CLIP)
+        return replace(
+            self,
+            long_pause=max(self.pause, share * self.long_pause),
+            enough=share * self.enough,
+            silence=max(self.pause, share * self.silence),
+            reach=share * self.reach,
+        )
 
 
 @dataclass(frozen=True)

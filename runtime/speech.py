@@ -91,7 +91,7 @@ def _ask(
     with audio.open_audio(source, spec.sample_rate) as stream:
         total = round(stream.duration or 0)
         progress.stage(f"listening to {stream.name}", total)
-        cut = segments.split(stream, max_seconds=longest)
+        cut = segments.split(stream, max_seconds=longest, options=segments.Splitting().within(longest))
         done = 0
         more = True
         while more:

@@ -319,3 +319,11 @@ def test_memory_is_bounded_by_the_limit() -> None:
 def test_options_are_frozen() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         Splitting().margin = 1  # type: ignore[misc]
+
+
+def test_shorter_clips_end_at_shorter_silences() -> None:
+    """An encoder that takes a quarter of 30 s waits for a quarter of the silence."""
+    assert Splitting().within(30) == Splitting().within(100) == Splitting()
+    short = Splitting().within(7.5)
+    assert (short.long_pause, short.enough, short.silence, short.reach) == (0.25, 1.5, 0.625, 2.5)
+    assert Splitting().within(1).silence == Splitting().pause
