@@ -31,7 +31,7 @@ from edge_gemma.recipes import find_recipe
 
 
 def record(path: Path, minutes: int) -> list[str]:
-    """Write a recording of whole sentences that lasts at least so long; what is said, sentence by sentence."""
+    """Write a recording of whole sentences, at least so long; what is said, sentence by sentence."""
     choose, noise = random.Random("long audio"), np.random.default_rng(0)
     said, length = [], 0
     with soundfile.SoundFile(path, "w", RATE, 1) as file:
