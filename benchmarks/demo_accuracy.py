@@ -12,8 +12,10 @@ from __future__ import annotations
 import multiprocessing
 import os
 import tempfile
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import click
@@ -107,12 +109,15 @@ def answers_of_transformers(items: list[Item]) -> list[str]:
 
 
 def answer_all(
-    pool: ProcessPoolExecutor, artifact: Path | None, items: list[Item], progress: Progress
+    pool: ProcessPoolExecutor,
+    answer: Callable[[list[Item]], list[str]],
+    items: list[Item],
+    progress: Progress,
 ) -> list[str]:
-    """`answers_of` in parts, side by side."""
+    """What `answer` makes of the items, in parts, side by side."""
     parts = [items[first : first + PART] for first in range(0, len(items), PART)]
     answers = []
-    for part in pool.map(answers_of, [artifact] * len(parts), parts):
+    for part in pool.map(answer, parts):
         answers += part
         progress.advance(len(part))
     return answers
@@ -141,7 +146,8 @@ def main(items: int, recipes: tuple[str, ...], reference: bool) -> None:
         for name, model in models.items():
             progress.stage(name, items * len(ROWS))
             scores[name] = {
-                row: score(qs, answer_all(pool, model, qs, progress)) for row, qs in questions.items()
+                row: score(qs, answer_all(pool, partial(answers_of, model), qs, progress))
+                for row, qs in questions.items()
             }
     rows, results = [], []
     for row in ROWS:

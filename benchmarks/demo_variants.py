@@ -20,7 +20,7 @@ from unittest import mock
 
 import click
 
-from benchmarks.demo_accuracy import CHECKPOINT, PART, ROWS, Scores, answers_of, excess, score
+from benchmarks.demo_accuracy import CHECKPOINT, ROWS, Scores, answer_all, answers_of, excess, score
 from benchmarks.encoder_forms import dynamic_matmul
 from benchmarks.report import print_report
 from demo import data
@@ -81,15 +81,10 @@ def main(items: int) -> None:
         for row in MEDIA_ROWS:
             task, noise = ROWS[row]
             questions = data.held_out(task, items, noise_db=noise)
-            parts = [questions[first : first + PART] for first in range(0, items, PART)]
             found: dict[str, Scores] = {}
             for name, answer in ways.items():
                 progress.stage(f"{row}, {name}", items)
-                answers: list[str] = []
-                for part in pool.map(answer, parts):
-                    answers += part
-                    progress.advance(len(part))
-                found[name] = score(questions, answers)
+                found[name] = score(questions, answer_all(pool, answer, questions, progress))
                 more, low, high = excess(found[name], found[SHIPPED])
                 interval = "" if name == SHIPPED else f"{more:+.2%} [{low:+.2%}, {high:+.2%}]"
                 rows.append((row, name, f"{found[name].rate:.2%}", interval))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from edge_gemma.memory import DEFAULT_CHUNK, estimate
 
 if TYPE_CHECKING:
-    from edge_gemma.artifact import Manifest, MemorySpec
+    from edge_gemma.artifact import AudioSpec, Manifest, MemorySpec, VisionSpec
 
 CHUNKS = (DEFAULT_CHUNK, 64, 32, 16)
 # What of a decoder stays when its weights are elsewhere: the graph, the session's tables.
@@ -31,8 +31,13 @@ class Needs:
     @classmethod
     def of(cls, manifest: Manifest) -> Needs:
         """Those of an artifact."""
-        specs = (("audio", manifest.audio), ("image", manifest.vision))
-        return cls(decoder=manifest.memory, encoders={kind: spec.memory for kind, spec in specs if spec})
+        return cls.of_parts(manifest.memory, manifest.audio, manifest.vision)
+
+    @classmethod
+    def of_parts(cls, decoder: MemorySpec, audio: AudioSpec | None, vision: VisionSpec | None) -> Needs:
+        """Those of a decoder and its encoders."""
+        specs = (("audio", audio), ("image", vision))
+        return cls(decoder=decoder, encoders={kind: spec.memory for kind, spec in specs if spec})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +114,7 @@ def plan(
 
 
 def longest(fits: Callable[[int], bool], limit: int) -> int:
-    """The most tokens of context, up to `limit`, that fit; 0 if none does."""
+    """The largest number up to `limit` that fits, as all smaller ones do; 0 if none does."""
     low, high = 0, limit
     while low < high:
         middle = (low + high + 1) // 2

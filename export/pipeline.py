@@ -79,10 +79,7 @@ def export(
         hearing, seeing = _write_encoders(checkpoint, recipe, folder, encoders, progress)
         embeddings = write_embeddings(checkpoint, recipe, folder / EMBEDDINGS, progress)
         memory = memory_spec(checkpoint.config.text, recipe, loaded_size(folder / TOKENIZER))
-        encoders_memory = {
-            kind: spec.memory for kind, spec in (("audio", hearing), ("image", seeing)) if spec
-        }
-        needs = Needs(decoder=memory, encoders=encoders_memory)
+        needs = Needs.of_parts(memory, hearing, seeing)
         manifest = Manifest(
             format_version=FORMAT_VERSION,
             generator=__version__,

@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 from edge_gemma.artifact import AudioSpec
 from edge_gemma.errors import EdgeGemmaError, PromptError
 from edge_gemma.memory import peak_resident_bytes, resident_bytes
+from edge_gemma.planning import longest
 from edge_gemma.runtime.engine import Model
 from edge_gemma.runtime.loading import load
 from edge_gemma.runtime.statistics import Statistics
@@ -151,16 +152,12 @@ def _fill(model: Model, conversation: Callable[[str], list[Part]], limit: int) -
     def tokens(words: int) -> int:
         return len(model.encode(conversation(inventory(words))))
 
-    low, high = 1, limit
-    if (least := tokens(low)) > limit:
+    if (least := tokens(1)) > limit:
         raise PromptError(
             f"the context has {model.context} tokens and the conversation needs at least "
             f"{least + model.context - limit}: give a larger --context, or --no-media"
         )
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if tokens(middle) <= limit else (low, middle - 1)
-    return inventory(low)
+    return inventory(longest(lambda words: tokens(words) <= limit, limit))
 
 
 def _turn(model: Model, history: list[Part], answer: int) -> Statistics:

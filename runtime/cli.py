@@ -18,7 +18,14 @@ from edge_gemma.memory import format_bytes
 from edge_gemma.planning import Needs, plan
 from edge_gemma.runtime.engine import Model, Piece
 from edge_gemma.runtime.loading import load
-from edge_gemma.runtime.options import generation_options, media_options, media_parts, model_options
+from edge_gemma.runtime.options import (
+    cache_dir_option,
+    generation_options,
+    media_options,
+    media_parts,
+    model_options,
+    threads_option,
+)
 from edge_gemma.runtime.statistics import Statistics
 
 
@@ -161,8 +168,8 @@ def inspect_command(artifact: Path, verify: bool, as_json: bool) -> None:
 @click.option(
     "--remove", is_flag=True, help="Remove what was prepared of ARTIFACT, or without it everything."
 )
-@click.option("--cache-dir", type=click.Path(path_type=Path), help="Folder of the cache. [the user's own]")
-@click.option("--threads", type=click.IntRange(1), help="Threads to compute with. [all cores]")
+@cache_dir_option
+@threads_option
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 def prepare_command(
     artifact: Path | None, remove: bool, cache_dir: Path | None, threads: int | None, as_json: bool

@@ -49,13 +49,11 @@ def generation_options(*, temperature: float = DEFAULTS.temperature) -> Callable
     )
 
 
-cache_options = (
-    click.option(
-        "--cache/--no-cache", default=True, show_default=True, help="Map packed weights from a cache on disk."
-    ),
-    click.option(
-        "--cache-dir", type=click.Path(path_type=Path), help="Folder of that cache. [the user's cache folder]"
-    ),
+cache_dir_option = click.option(
+    "--cache-dir", type=click.Path(path_type=Path), help="Folder of that cache. [the user's cache folder]"
+)
+threads_option = click.option(
+    "--threads", type=click.IntRange(1), help="Threads to compute with. [all cores]"
 )
 
 
@@ -79,11 +77,17 @@ def model_options(command: F) -> F:
             type=click.IntRange(1),
             help=f"Prompt tokens computed at once. [{DEFAULT_CHUNK}, or what the budget has room for]",
         ),
-        click.option("--threads", type=click.IntRange(1), help="Threads to compute with. [all cores]"),
+        threads_option,
         click.option(
             "--keep-encoders", is_flag=True, help="Leave the audio and vision encoders in memory after use."
         ),
-        *cache_options,
+        click.option(
+            "--cache/--no-cache",
+            default=True,
+            show_default=True,
+            help="Map packed weights from a cache on disk.",
+        ),
+        cache_dir_option,
     )
     return cast(F, options(with_model))
 
