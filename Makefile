@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO := artifacts/demo
 
-.PHONY: install espeak demo test lint types fast trueshape eval clean
+.PHONY: install espeak demo test lint types fast trueshape eval real clean
 
 install: $(VENV)/.installed
 
@@ -54,6 +54,13 @@ trueshape: install
 # the demo checkpoint's held-out tasks, transformers beside every recipe
 eval: install espeak
 	$(BIN)/python -m benchmarks.demo_accuracy
+
+# every measurement of a checkpoint with real weights, in one report; see docs/real-weights.md
+real: install
+	@[ -n "$(CHECKPOINT)" ] || { echo "usage: make real CHECKPOINT=folder-or-hub-name [RECIPES='int4 int8'] \
+	[CLIPS=dir] [TEXTS=file] [OUT=dir] [OPTIONS='--skip speed …']"; exit 2; }
+	$(BIN)/python -m benchmarks.real '$(CHECKPOINT)' $(if $(RECIPES),--recipes '$(RECIPES)') \
+	  $(if $(CLIPS),--clips '$(CLIPS)') $(if $(TEXTS),--texts '$(TEXTS)') $(if $(OUT),--out '$(OUT)') $(OPTIONS)
 
 clean:
 	rm -rf $(VENV) artifacts build *.egg-info

@@ -20,12 +20,18 @@ BLOCKS = (32, 64, 128)
 Method = Callable[[torch.Tensor, int], torch.Tensor]  # float32 [N, K], block → the matrix as stored
 
 
-def q4_0(weight: torch.Tensor, block: int) -> torch.Tensor:
-    """llama.cpp's Q4_0: the extreme at -8, float16 scale, round to nearest."""
-    blocks = weight.reshape(-1, block)
-    extreme = blocks.gather(1, blocks.abs().argmax(1, keepdim=True))
+def q4_0_codes(blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """llama.cpp's Q4_0: the extreme at -8, float16 scale, round to nearest.
+
+    Blocks [..., block] → codes -8 … 7 of the same shape and scales [..., 1], both float32.
+    """
+    extreme = blocks.gather(-1, blocks.abs().argmax(-1, keepdim=True))
     scale = (extreme / -8).half().float()
-    codes = (blocks / torch.where(scale == 0, 1.0, scale)).round().clamp(-8, 7)
+    return (blocks / torch.where(scale == 0, 1.0, scale)).round().clamp(-8, 7), scale
+
+
+def q4_0(weight: torch.Tensor, block: int) -> torch.Tensor:
+    codes, scale = q4_0_codes(weight.reshape(-1, block))
     return (codes * scale).reshape(weight.shape)
 
 

@@ -1,28 +1,36 @@
 """Loss by recipe, block size and bits, on the demo checkpoint: the table behind the default recipe.
 
-    python -m benchmarks.quantization [--items 100]
+    python -m benchmarks.quantization [--items 100] [--only Q4_0 --only int4]
 
 Logits are compared with the fp32 artifact's, over prompt and right answer of held-out questions; accuracy
-is that of greedy answers. The last column is what the weights of E2B take in memory under the same recipe.
+is that of greedy answers. Q4_0 is llama.cpp's form of attention and MLP, in the same graph, with 8 bits
+for all else. The last column is what the weights of E2B take in memory under the same recipe.
 """
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import click
+import numpy as np
+import torch
 
+from benchmarks.block_error import q4_0_codes
 from benchmarks.demo_accuracy import CHECKPOINT, answers_of
 from benchmarks.report import print_report
 from demo.data import TASKS, held_out, is_right
 from edge_gemma import artifact as artifacts
 from edge_gemma.config import parse_config
+from edge_gemma.export import weights
 from edge_gemma.export.checkpoint import open_checkpoint
 from edge_gemma.export.parity import combine, compare
 from edge_gemma.export.pipeline import export
+from edge_gemma.export.quantize import BlockQuantized, quantize_matrix
 from edge_gemma.export.synthetic import CONFIGS
 from edge_gemma.export.verify import forced_logits
 from edge_gemma.footprint import memory_spec
@@ -33,7 +41,19 @@ from edge_gemma.runtime.embeddings import EmbeddingStore
 from edge_gemma.runtime.session import Decoder
 from edge_gemma.runtime.tokenizer import Tokenizer
 
-LAYERS = ("attention", "mlp")
+LAYERS = ("attention", "attention_output", "mlp")
+Q4_0 = "Q4_0"
+
+
+def q4_0_matrix(weight: torch.Tensor, fmt: MatrixFormat) -> BlockQuantized:
+    """`quantize_matrix` in llama.cpp's form where a matrix has 4 bits."""
+    if fmt.bits != 4:
+        return quantize_matrix(weight, fmt)
+    codes, scales = q4_0_codes(weight.reshape(len(weight), -1, fmt.block))
+    stored = (codes + 8).to(torch.uint8)
+    packed = stored[..., 0::2] | stored[..., 1::2] << 4
+    middle = np.full((len(weight), -(-scales.shape[1] // 2)), 0x88, np.uint8)
+    return BlockQuantized(packed.numpy(), scales[..., 0].numpy(), middle)
 
 
 def variants() -> Iterator[Recipe]:
@@ -41,6 +61,11 @@ def variants() -> Iterator[Recipe]:
     built_in = load_recipes()
     yield from built_in.values()
     int4 = built_in["int4"]
+    four = MatrixFormat(bits=4, block=32, zero_points=False)
+    quarter = dict.fromkeys(LAYERS, four)
+    eight = {kind: RowFormat(bits=8, block=32) for kind in int4.rows}
+    head = {"head": MatrixFormat(bits=8, block=32, zero_points=False)}
+    yield replace(int4, name=Q4_0, matrices=int4.matrices | quarter | head, rows=eight)
 
     def change(name: str, kinds: Sequence[str], bits: int, block: int, zero_points: bool) -> Recipe:
         fmt = MatrixFormat(bits=bits, block=block, zero_points=zero_points)
@@ -54,6 +79,7 @@ def variants() -> Iterator[Recipe]:
         yield change(f"head: {bits} bits, block {block}", ["head"], bits, block, bits == 4)
     for kind in LAYERS:
         yield change(f"{kind}: 8 bits", [kind], 8, 128, False)
+    yield change("attention, head: 8 bits", ["attention", "attention_output", "head"], 8, 128, False)
     for kind in ("altup", "laurel", "per_layer_input"):
         yield change(f"{kind}: 4 bits", [kind], 4, 128, True)
     yield replace(
@@ -68,7 +94,8 @@ def variants() -> Iterator[Recipe]:
 
 @click.command()
 @click.option("--items", default=100, show_default=True, help="Held-out questions per task.")
-def main(items: int) -> None:
+@click.option("--only", multiple=True, help="A recipe of the table; repeat for more. By default all.")
+def main(items: int, only: tuple[str, ...]) -> None:
     """Loss of each variant against fp32 on the demo checkpoint."""
     questions = [item for task in TASKS for item in held_out(task, items)]
     e2b = parse_config(CONFIGS["E2B"]).text
@@ -76,7 +103,8 @@ def main(items: int) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         reference = _logits(_export(load_recipes()["fp32"], folder / "reference"), questions)
-        for number, recipe in enumerate(variants()):
+        asked = [recipe for recipe in variants() if not only or recipe.name in only]
+        for number, recipe in enumerate(asked):
             artifact = _export(recipe, folder / str(number))
             report = combine(
                 [compare(o, r) for o, r in zip(_logits(artifact, questions), reference, strict=True)]
@@ -100,7 +128,9 @@ def main(items: int) -> None:
 
 
 def _export(recipe: Recipe, target: Path) -> Path:
-    export(open_checkpoint(str(CHECKPOINT)), recipe, target, audio=False, vision=False)
+    form = mock.patch.object(weights, "quantize_matrix", q4_0_matrix)
+    with form if recipe.name == Q4_0 else contextlib.nullcontext():
+        export(open_checkpoint(str(CHECKPOINT)), recipe, target, audio=False, vision=False)
     return target
 
 
@@ -108,7 +138,7 @@ def _logits(artifact: Path, questions: list) -> list:
     """Logits over prompt and right answer of each question, float32 [S, V] each."""
     opened = artifacts.read(artifact)
     manifest = opened.manifest
-    tokenizer = Tokenizer.from_file(opened.path(manifest.tokenizer))
+    tokenizer = Tokenizer(opened.path(manifest.tokenizer.file), manifest.tokenizer)
     template = ChatTemplate.from_file(opened.path(manifest.chat_template))
     decoder = Decoder(opened)
     store = EmbeddingStore(opened.path(manifest.embeddings.file), manifest.embeddings)

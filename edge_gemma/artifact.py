@@ -14,16 +14,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edge_gemma.errors import ArtifactError, FormatVersionError
+from edge_gemma.errors import ArtifactError, FormatVersionError, PromptError
 from edge_gemma.schema import SchemaError, from_dict
+from edge_gemma.tokenizer_spec import TokenizerSpec
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MANIFEST = "manifest.json"
 EMBEDDINGS = "embeddings.bin"
 DECODER = "decoder.onnx"
+DECODER_DATA = "decoder.onnx.data"
+DECODER_INT8_KV = "decoder_int8_kv.onnx"
 AUDIO_ENCODER = "audio_encoder.onnx"
 VISION_ENCODER = "vision_encoder.onnx"
-TOKENIZER = "tokenizer.json"
+TOKENIZER = "tokenizer.bin"
+TOKENIZER_JSON = "tokenizer.json"
 CHAT_TEMPLATE = "chat_template.jinja"
 HASH_CHUNK = 1 << 20
 SCALE_BYTES = 2  # float16, of embedding records
@@ -55,7 +59,7 @@ class KvBuffer:
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderSpec:
-    """The decoder graph.
+    """A decoder graph.
 
     One call takes S tokens and returns the logits of the last `num_logits` of them. Inputs, besides the KV
     buffers: inputs_embeds [B, S, H], per_layer_inputs [B, S, L, P], position_ids [B, S] (absolute),
@@ -64,10 +68,16 @@ class DecoderSpec:
     """
 
     file: str
+    data: str  # the file with its weights
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     kv: tuple[KvBuffer, ...]
     sliding_window: int
+
+    @property
+    def global_kv(self) -> str:
+        """dtype of the global layers' KV cache; where no layer is global, that of all of them."""
+        return next((buffer.dtype for buffer in self.kv if buffer.kind == "global"), self.kv[0].dtype)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,14 +188,15 @@ class MemorySpec:
     """What the decoder needs in memory, in bytes; edge_gemma.memory adds it up for a context length."""
 
     weights: int  # matrices as onnxruntime packs them, and everything else in the graph
+    scales: int  # in the file, which only loading reads
     largest_matrix: int  # packed; loading peaks by about this much
     logits: int  # of one position
     scratch_per_token: int  # activations of one token of a prefill chunk
     scores_per_pair: int  # attention scores of one token of a chunk and one of the context
-    kv_per_token: int  # global layers
+    kv_per_token: int  # global layers, as `decoder` has them; with an int8 cache, a byte for each value
     kv_per_window_row: int  # sliding layers
     sliding_window: int
-    tokenizer: int  # of its file without indentation; loaded it takes a multiple
+    tokenizer: int  # tokenizer.bin, which is mapped
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,14 +221,21 @@ class Manifest:
     max_context: int
     tokens: TokenSpec
     decoder: DecoderSpec
+    # the same over the same weights, with global KV in int8; None where that of `decoder` is not float16
+    decoder_int8_kv: DecoderSpec | None
     audio: AudioSpec | None  # None where the checkpoint has no audio tower
     vision: VisionSpec | None
     embeddings: EmbeddingSpec
-    tokenizer: str
+    tokenizer: TokenizerSpec
     chat_template: str
     memory: MemorySpec
     memory_estimate: dict[str, int]  # context → bytes of peak resident memory, text, image and clip included
     files: dict[str, FileSpec]
+
+    @property
+    def decoders(self) -> dict[str, DecoderSpec]:
+        """The decoder graphs by dtype of the global layers' KV cache; the first is the recipe's own."""
+        return {spec.global_kv: spec for spec in (self.decoder, self.decoder_int8_kv) if spec}
 
     def save(self, folder: Path) -> None:
         (folder / MANIFEST).write_text(json.dumps(dataclasses.asdict(self), indent=1) + "\n", "utf-8")
@@ -232,6 +250,22 @@ class Artifact:
 
     def path(self, file: str) -> Path:
         return self.folder / file
+
+    def decoder(self, global_kv: str | None = None) -> DecoderSpec:
+        """The decoder graph with this dtype of the global layers' KV cache; by default the recipe's own.
+
+        Raises:
+            PromptError: there is none.
+        """
+        decoders = self.manifest.decoders
+        if global_kv is None:
+            return self.manifest.decoder
+        if global_kv not in decoders:
+            raise PromptError(
+                f"global_kv is {global_kv!r}: {self.folder} has {' and '.join(decoders)}, choose of these or "
+                "export it again with --global-kv"
+            )
+        return decoders[global_kv]
 
     def verify(self, progress: Callable[[int], None] | None = None) -> None:
         """Re-hash every file; `progress` is called with the bytes just read.
@@ -295,9 +329,11 @@ def _read_manifest(folder: Path) -> Manifest:
         manifest = from_dict(Manifest, data)
     except SchemaError as error:
         raise ArtifactError(f"{path}: {error}; export the artifact again") from None
-    encoders = [spec.file for spec in (manifest.audio, manifest.vision) if spec]
-    needed = [manifest.decoder.file, manifest.embeddings.file, manifest.tokenizer, manifest.chat_template]
-    needed += encoders
+    needed = [manifest.embeddings.file, manifest.chat_template]
+    needed += [manifest.tokenizer.file, manifest.tokenizer.original]
+    needed += [spec.file for spec in (manifest.audio, manifest.vision) if spec]
+    for decoder in (manifest.decoder, manifest.decoder_int8_kv):
+        needed += [decoder.file, decoder.data] if decoder else []
     for name in (*manifest.files, *needed):
         if name in ("", ".", "..") or Path(name).name != name or "\\" in name:
             raise ArtifactError(f"{path} names the file {name!r}: expected a plain name inside the folder")
@@ -307,6 +343,8 @@ def _read_manifest(folder: Path) -> Manifest:
             )
     if not _records_fit(manifest):
         raise ArtifactError(f"{path}: its embeddings cannot be right; copy or export the artifact again")
+    if not manifest.tokenizer.fits(manifest.files[manifest.tokenizer.file].bytes):
+        raise ArtifactError(f"{path}: its tokenizer cannot be right; copy or export the artifact again")
     return manifest
 
 

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from edge_gemma.artifact import Manifest
-from edge_gemma.footprint import KV_BYTES
 from edge_gemma.memory import format_bytes
 from edge_gemma.models import MODELS, TEXT, foretell, model_of
 from edge_gemma.planning import CHUNKS, TURNS, Needs, Plan, longest, plan, settle
@@ -14,6 +13,7 @@ from edge_gemma.recipes import Recipe, load_recipes
 
 ROUND = 256  # tokens: an estimate is not exact to the token
 MIB = 1 << 20
+INT8 = "int8"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +23,6 @@ class Candidate:
     model: str | None  # E2B or E4B; None: neither
     recipe: str
     quantized: bool
-    global_kv: str  # dtype of the global layers' KV cache
     limit: int  # tokens of context that the model was made for
     needs: Needs
     plan: Plan  # the fastest settings that fit; the most sparing ones where none does
@@ -43,7 +42,6 @@ def of_model(model: str, recipe: Recipe, *, context: int, budget: int) -> Candid
         model=model,
         recipe=recipe.name,
         quantized=recipe.matrices["mlp"] is not None,
-        global_kv=recipe.kv_cache["global"],
         limit=TEXT["max_position_embeddings"],
         needs=needs,
         plan=plan(needs, context=context, budget=budget),
@@ -57,7 +55,6 @@ def of_artifact(manifest: Manifest, *, context: int, budget: int) -> Candidate:
         model=model_of(manifest),
         recipe=manifest.recipe,
         quantized=manifest.recipe_details["matrices"]["mlp"] is not None,
-        global_kv=next((kv.dtype for kv in manifest.decoder.kv if kv.kind == "global"), "float32"),
         limit=manifest.max_context,
         needs=needs,
         plan=plan(needs, context=context, budget=budget),
@@ -106,12 +103,11 @@ def _shorter(asked: Sequence[Candidate]) -> list[str]:
 
 
 def _smaller_cache(c: Candidate) -> list[str]:
-    """Keys and values of the global layers in 8 bits, if that is enough."""
-    if c.global_kv == "int8":
+    """Keys and values of the global layers in 8 bits, where there is no choice of them and that is enough."""
+    if INT8 in c.needs.global_kv:
         return []
-    decoder = replace(c.needs.decoder, kv_per_token=c.needs.decoder.kv_per_token // KV_BYTES[c.global_kv])
-    small = _sparing(replace(c.needs, decoder=decoder), c.plan.context, c.plan.budget)
-    return ["an export with --global-kv int8"] if small.fits else []
+    small = _sparing(replace(c.needs, global_kv=(*c.needs.global_kv, INT8)), c.plan.context, c.plan.budget)
+    return [f"an export with --global-kv {INT8}"] if small.fits else []
 
 
 def _others(c: Candidate, asked: Sequence[Candidate]) -> list[str]:
@@ -134,4 +130,11 @@ def _others(c: Candidate, asked: Sequence[Candidate]) -> list[str]:
 
 def _sparing(needs: Needs, context: int, budget: int | None) -> Plan:
     """The settings that take least memory."""
-    return settle(needs, context=context, chunk=CHUNKS[-1], encoders=TURNS, budget=budget)
+    return settle(
+        needs,
+        context=context,
+        global_kv=needs.global_kv[-1],
+        chunk=CHUNKS[-1],
+        encoders=TURNS,
+        budget=budget,
+    )

@@ -16,7 +16,8 @@ KV_BYTES = {"float32": 4, "float16": 2, "int8": 1}
 KINDS = (
     (r"embed_tokens\.", "head"),
     (r"altup_(unembed_)?projections\.", "altup"),
-    (r".*\.self_attn\.._proj\.", "attention"),
+    (r".*\.self_attn\.o_proj\.", "attention_output"),
+    (r".*\.self_attn\.[qkv]_proj\.", "attention"),
     (r".*\.mlp\.", "mlp"),
     (r".*\.laurel\.linear", "laurel"),
     (r"(.*\.)?per_layer_(model_projection|input_gate|projection)\.", "per_layer_input"),
@@ -40,13 +41,15 @@ def encoder_bytes(shapes: Iterable[tuple[int, ...]], fmt: MatrixFormat | None) -
 def memory_spec(config: TextConfig, recipe: Recipe, tokenizer_bytes: int) -> MemorySpec:
     """The parts of the decoder's memory that edge_gemma.memory adds up."""
     c = config
-    packed = [packed_bytes(shape, fmt) for shape, fmt in _decoder_tensors(c, recipe)]
+    tensors = _decoder_tensors(c, recipe)
+    packed = [packed_bytes(shape, fmt) for shape, fmt in tensors]
     row = {
         kind: 2 * c.num_key_value_heads * c.head_dim * KV_BYTES[recipe.kv_cache[kind]] for kind in KV_DTYPES
     }
     owning = c.layer_types[: c.first_shared_layer]
     return MemorySpec(
         weights=sum(packed),
+        scales=sum(scale_bytes(shape, fmt) for shape, fmt in tensors),
         largest_matrix=max(packed),
         logits=2 * c.vocab_size * FLOAT_BYTES,
         scratch_per_token=_scratch_per_token(c),
@@ -91,11 +94,15 @@ def _stored(shape: tuple[int, ...], fmt: MatrixFormat | None) -> int:
     return rows * (blocks * (fmt.block * fmt.bits // 8 + FLOAT_BYTES) + math.ceil(blocks * fmt.bits / 8))
 
 
+def scale_bytes(shape: tuple[int, ...], fmt: MatrixFormat | None) -> int:
+    """Scales in the file: read while loading, and of no use once the matrix is packed."""
+    return 0 if fmt is None else shape[0] * math.ceil(shape[1] / fmt.block) * FLOAT_BYTES
+
+
 def packed_bytes(shape: tuple[int, ...], fmt: MatrixFormat | None) -> int:
-    """MatMulNBits packs codes, scales and, for each block, the sum that corrects for its zero point; the
-    scales of the file stay mapped beside it."""
+    """MatMulNBits packs codes, scales and, for each block, the sum that corrects for its zero point."""
     if fmt is None:
         return math.prod(shape) * FLOAT_BYTES
     rows, columns = shape
     blocks = math.ceil(columns / fmt.block)
-    return rows * blocks * (fmt.block * fmt.bits // 8 + 3 * FLOAT_BYTES)
+    return rows * blocks * (fmt.block * fmt.bits // 8 + 2 * FLOAT_BYTES)

@@ -27,11 +27,10 @@ UNITS = {
 ESTIMATE_CONTEXTS = (1024, 4096, 8192, 16_384, 32_768)
 DEFAULT_CHUNK = 128  # tokens of a prompt computed at once
 
-# Measured on x86-64 with onnxruntime 1.32 (docs/memory.md): interpreter, numpy, onnxruntime and tokenizers
-# before any model; and a loaded tokenizer as a multiple of its tokenizer.json.
-RUNTIME_BYTES = 70 << 20
-WORKING_BYTES = 34 << 20  # threads' buffers, the cache of embedding records, slack of the allocator
-TOKENIZER_FACTOR = 6.5
+# Measured on x86-64 with onnxruntime 1.32 (docs/memory.md): interpreter, numpy and onnxruntime before any
+# model.
+RUNTIME_BYTES = 67 << 20
+WORKING_BYTES = 34 << 20  # threads' buffers, caches of embedding records and words, slack of the allocator
 
 
 def parse_bytes(text: str) -> int:
@@ -90,9 +89,9 @@ def estimate(spec: MemorySpec, context: int, chunk: int = DEFAULT_CHUNK) -> dict
     window_rows = min(spec.sliding_window - 1, context) + chunk
     return {
         "runtime": RUNTIME_BYTES,
-        "tokenizer": int(spec.tokenizer * TOKENIZER_FACTOR),
+        "tokenizer": spec.tokenizer,
         "weights": spec.weights,
-        "loading": spec.largest_matrix,
+        "loading": spec.scales + spec.largest_matrix,
         "kv": context * spec.kv_per_token + window_rows * spec.kv_per_window_row,
         "scratch": (
             WORKING_BYTES

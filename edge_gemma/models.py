@@ -7,7 +7,7 @@ from typing import Any
 
 from edge_gemma.artifact import Manifest
 from edge_gemma.config import TextConfig, parse_config
-from edge_gemma.footprint import memory_spec, packed_bytes
+from edge_gemma.footprint import memory_spec, packed_bytes, scale_bytes
 from edge_gemma.planning import Needs
 from edge_gemma.recipes import Recipe
 from edge_gemma.shapes import text_shapes
@@ -34,9 +34,9 @@ MODELS: dict[str, dict[str, Any]] = {
     "E2B": TEXT | {"num_hidden_layers": 30, "num_kv_shared_layers": 10, "intermediate_size": 8192},
     "E4B": TEXT | {"num_hidden_layers": 35, "num_kv_shared_layers": 15, "intermediate_size": 16_384},
 }
-# Size of a tokenizer.json with Gemma's vocabulary, as the synthetic checkpoints write it. Google's own is
-# larger by its indentation, which is gone once it is loaded.
-TOKENIZER_BYTES = 14_000_000
+# Size of a tokenizer.bin with Gemma's vocabulary, as the synthetic checkpoints give it. Google's own has more
+# merges, of 12 bytes each, and longer texts.
+TOKENIZER_BYTES = 6_560_000
 # The encoders, the same in both models: how many weights their graphs read, and what the allocator holds
 # while they work. At 8 bits that is 879 and 743 MiB; `python -m benchmarks.encoders` measured 863 for a 30 s
 # clip and 739 for an image (docs/media.md).
@@ -63,7 +63,9 @@ def model_of(manifest: Manifest) -> str | None:
 def foretell(name: str, recipe: Recipe) -> Needs:
     """What a model, with both encoders, will need in memory once it is exported under a recipe."""
     encoders = {
-        kind: packed_bytes((1, weights), recipe.matrices[TOWERS[kind]]) + working
+        kind: packed_bytes(shape, fmt) + scale_bytes(shape, fmt) + working
         for kind, (weights, working) in ENCODERS.items()
+        for shape, fmt in [((1, weights), recipe.matrices[TOWERS[kind]])]
     }
-    return Needs(decoder=memory_spec(text_config(name), recipe, TOKENIZER_BYTES), encoders=encoders)
+    decoder = memory_spec(text_config(name), recipe, TOKENIZER_BYTES)
+    return Needs(decoder=decoder, global_kv=recipe.global_kv, encoders=encoders)

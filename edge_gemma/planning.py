@@ -1,11 +1,15 @@
-"""What a memory budget allows: chunk size, and whether the encoders stay or take turns with the decoder."""
+"""What a memory budget allows: precision of the global layers' KV cache, chunk size, and whether the encoders
+stay or take turns with the decoder.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import product
 from typing import TYPE_CHECKING
 
+from edge_gemma.footprint import KV_BYTES
 from edge_gemma.memory import DEFAULT_CHUNK, estimate
 
 if TYPE_CHECKING:
@@ -26,18 +30,26 @@ class Needs:
     """What a model needs, whatever the settings."""
 
     decoder: MemorySpec
+    # dtypes of the global layers' KV cache to choose from; `decoder` has the first
+    global_kv: tuple[str, ...] = ("float16",)
     encoders: dict[str, int] = field(default_factory=dict)  # "audio", "image" → bytes added while it works
 
     @classmethod
     def of(cls, manifest: Manifest) -> Needs:
         """Those of an artifact."""
-        return cls.of_parts(manifest.memory, manifest.audio, manifest.vision)
+        parts = cls.of_parts(manifest.memory, manifest.audio, manifest.vision)
+        return replace(parts, global_kv=tuple(manifest.decoders))
 
     @classmethod
     def of_parts(cls, decoder: MemorySpec, audio: AudioSpec | None, vision: VisionSpec | None) -> Needs:
-        """Those of a decoder and its encoders."""
+        """Those of a decoder and its encoders, without a choice of KV caches."""
         specs = (("audio", audio), ("image", vision))
         return cls(decoder=decoder, encoders={kind: spec.memory for kind, spec in specs if spec})
+
+    def decoder_with(self, global_kv: str) -> MemorySpec:
+        """What the decoder needs with this dtype of the global layers' KV cache."""
+        values = self.decoder.kv_per_token // KV_BYTES[self.global_kv[0]]
+        return replace(self.decoder, kv_per_token=values * KV_BYTES[global_kv])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +57,7 @@ class Plan:
     """Settings, and the memory they are expected to take."""
 
     context: int  # tokens
+    global_kv: str  # dtype of the global layers' KV cache
     chunk: int  # prompt tokens computed at once
     encoders: str  # one of ENCODERS
     prepared: bool  # the decoder's packed weights are mapped from a cache
@@ -65,24 +78,33 @@ def settle(
     needs: Needs,
     *,
     context: int,
+    global_kv: str | None = None,
     chunk: int = DEFAULT_CHUNK,
     encoders: str = BESIDE,
     prepared: bool = True,
     budget: int | None = None,
 ) -> Plan:
-    """The memory that given settings take."""
-    parts = estimate(needs.decoder, context, chunk)
+    """The memory that given settings take; by default the KV cache is the recipe's own."""
+    global_kv = global_kv or needs.global_kv[0]
+    parts = estimate(needs.decoder_with(global_kv), context, chunk)
     loading = parts.pop("loading")
     working = {name: parts.pop(name) for name in ("kv", "scratch")}
     # A packed matrix from the cache is compared with one packed from the original, which is mapped for it.
-    phases = {"load": parts | {"loading": loading * 2 if prepared else loading}}
+    again = needs.decoder.largest_matrix if prepared else 0
+    phases = {"load": parts | {"loading": loading + again}}
     kept = {kind: size for kind, size in needs.encoders.items() if encoders == KEPT}
     phases["text"] = parts | working | kept
     for kind, size in needs.encoders.items():
         weights = AWAY_BYTES if encoders == TURNS else parts["weights"]
         phases[kind] = parts | {"weights": weights} | working | kept | {kind: size}
     return Plan(
-        context=context, chunk=chunk, encoders=encoders, prepared=prepared, budget=budget, phases=phases
+        context=context,
+        global_kv=global_kv,
+        chunk=chunk,
+        encoders=encoders,
+        prepared=prepared,
+        budget=budget,
+        phases=phases,
     )
 
 
@@ -91,13 +113,15 @@ def plan(
     *,
     context: int,
     budget: int | None = None,
+    global_kv: str | None = None,
     chunk: int | None = None,
     keep_encoders: bool = False,
     prepared: bool = True,
 ) -> Plan:
     """The fastest settings within a budget, in bytes; where none fit, those that take least.
 
-    A chunk that is given stays. Without a budget the encoders come and go beside the decoder, which leaves
+    Quality comes before speed: the KV cache is the recipe's own if that fits in any way. A precision or a
+    chunk that is given stays. Without a budget the encoders come and go beside the decoder, which leaves
     memory for them where that costs nothing (where it is mapped from the cache).
     """
     ways: tuple[str, ...]
@@ -105,11 +129,19 @@ def plan(
         ways = (KEPT if keep_encoders else TURNS if prepared else BESIDE,)
     else:
         ways = (KEPT,) if keep_encoders else ENCODERS
-    for size in (chunk,) if chunk else CHUNKS:
-        for way in ways:
-            found = settle(needs, context=context, chunk=size, encoders=way, prepared=prepared, budget=budget)
-            if found.fits:
-                return found
+    kvs = (global_kv,) if global_kv else needs.global_kv
+    for kv, size, way in product(kvs, (chunk,) if chunk else CHUNKS, ways):
+        found = settle(
+            needs,
+            context=context,
+            global_kv=kv,
+            chunk=size,
+            encoders=way,
+            prepared=prepared,
+            budget=budget,
+        )
+        if found.fits:
+            break
     return found
 
 

@@ -11,7 +11,17 @@ from edge_gemma.schema import SchemaError, from_dict
 from edge_gemma.yaml_file import read_entries
 
 BUILT_IN = Path(__file__).with_name("recipes.yaml")
-MATRIX_KINDS = ("attention", "mlp", "head", "altup", "laurel", "per_layer_input", "audio", "vision")
+MATRIX_KINDS = (
+    "attention",
+    "attention_output",
+    "mlp",
+    "head",
+    "altup",
+    "laurel",
+    "per_layer_input",
+    "audio",
+    "vision",
+)
 ROW_KINDS = ("embedding", "per_layer")
 KV_DTYPES = {"sliding": ("float32", "float16"), "global": ("float32", "float16", "int8")}
 
@@ -51,6 +61,12 @@ class Recipe:
     matrices: dict[str, MatrixFormat | None]  # by MATRIX_KINDS; None keeps float32
     rows: dict[str, RowFormat]  # by ROW_KINDS
     kv_cache: dict[str, str]  # sliding, global → dtype
+
+    @property
+    def global_kv(self) -> tuple[str, ...]:
+        """dtypes of the global layers' KV cache that an artifact has graphs for, the recipe's own first."""
+        own = self.kv_cache["global"]
+        return (own, "int8") if own == "float16" else (own,)
 
     def details(self) -> dict[str, object]:
         """The recipe as plain data, for the manifest."""

@@ -6,7 +6,7 @@ import re
 
 from edge_gemma.config import TextConfig
 
-HEAD_SHARD_ROWS = 65_600  # a quarter of the vocabulary: loading peaks by the size of the largest matrix
+HEAD_SHARD_ROWS = 32_800  # an eighth of the vocabulary: loading peaks by the size of the largest matrix
 
 
 def head_shards(vocab_size: int) -> list[tuple[int, int]]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from edge_gemma.export.graph import MICROSOFT
 from edge_gemma.export.weights import WeightedGraph
 
 MAGNITUDE_FLOOR = 1e-5
@@ -86,21 +85,24 @@ class AltUp:
             active = self.stream(streams, 0)
             coefficients = g.tensor("altup.prediction_coefs.weight").reshape(n, n, n)  # [to, from, router]
             gain = coefficients[:, 1:].sum(1)  # what each predicted stream takes of the residual [to, router]
-            weight = torch.cat([coefficients.transpose(0, 1).reshape(n * n, n), gain])  # mix[from, to]; gains
+            weight = torch.cat([coefficients.reshape(n * n, n), gain])  # mix[to, from]; gains[to]
             identity = torch.eye(n)
             bias = torch.cat([identity.reshape(-1), identity[:, 1:].sum(1)])
             routed = g.op("MatMul", self._router(active), g.weight("coefficients", weight.T.numpy()))
             routed = g.op("Add", routed, g.weight("identity", bias.numpy()))
-            mix, post = g.ops("Split", routed, g.constant([n * n, n], np.int64), outputs=[None, None], axis=2)
+            mix, gains = g.ops(
+                "Split", routed, g.constant([n * n, n], np.int64), outputs=[None, None], axis=2
+            )
             mix = g.op("Reshape", mix, g.constant([0, 0, n, n], np.int64))
-            if not residual:
-                residual, post = active, g.op("Mul", post, g.constant(0.0))
-            return self._mix(streams, residual, post, mix)
+            predicted = g.op("MatMul", mix, streams)
+            return self._add(predicted, residual, gains) if residual else predicted
 
-    def _mix(self, streams: str, addend: str, gains: str, mix: str = "") -> str:
-        """Y[k] = Σ_c mix[c, k]·X[c] + gains[k]·addend; without `mix` the streams stay as they are."""
-        inputs = [streams, addend, gains] + ([mix] if mix else [])
-        return self.g.op("HyperConnectionPostMix", *inputs, domain=MICROSOFT)
+    def _add(self, streams: str, addend: str, gains: str) -> str:
+        """Y[k] = X[k] + gains[k]·addend"""
+        g = self.g
+        row = g.op("Unsqueeze", addend, g.constant([2], np.int64))
+        column = g.op("Unsqueeze", gains, g.constant([3], np.int64))
+        return g.op("Add", streams, g.op("MatMul", column, row))
 
     def stream(self, streams: str, index: int) -> str:
         """One stream: [B, S, N, H] → [B, S, H]"""
@@ -115,4 +117,4 @@ class AltUp:
             gains = g.op("MatMul", self._router(activated), g.weight("coefficients", weight.T.numpy()))
             gains = g.op("Add", gains, g.constant(np.ones(n)))
             innovation = g.op("Sub", activated, active)
-            return self._mix(predicted, innovation, gains)
+            return self._add(predicted, innovation, gains)

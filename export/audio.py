@@ -123,8 +123,8 @@ def export_audio_encoder(
     longest = longest_clip(media.soft_tokens, frames_per_token)
     return AudioSpec(
         file=AUDIO_ENCODER,
-        input=graph.inputs[0],
-        output=graph.outputs[0],
+        input=graph.inputs()[0],
+        output=graph.outputs()[0],
         sample_rate=SAMPLE_RATE,
         min_samples=FRAME + 1,
         max_samples=longest,

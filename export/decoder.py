@@ -15,7 +15,7 @@ Two things differ from the reference in form, not in result:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -47,8 +47,16 @@ class DecoderBuilder:
         self.altup = AltUp(graph)
         self.advance = advance
 
-    def build(self, file: str) -> DecoderSpec:
-        """Build everything and return what the manifest says of it."""
+    def build(self, files: Mapping[str, str], data: str) -> dict[str, DecoderSpec]:
+        """Build everything; the graph has a variant for each dtype of the global layers' KV cache.
+
+        Args:
+            files: dtype of the global layers' KV cache → file that its variant will be saved to.
+            data: file with the weights of them all.
+
+        Returns:
+            What the manifest says of each variant.
+        """
         g, c = self.g, self.g.config
         x0 = g.input("inputs_embeds", "float32", ("batch", "tokens", c.hidden_size))
         layer_rows = g.input(
@@ -58,7 +66,7 @@ class DecoderBuilder:
         )
         positions = g.input("position_ids", "int64", ("batch", "tokens"))
         start = g.op("Neg", g.input("num_logits", "int64", (1,)))
-        self.attention = Attention(g, positions)
+        self.attention = Attention(g, positions, files)
 
         first = c.first_shared_layer
         own, shared = self._split_layers(layer_rows, first)
@@ -77,13 +85,17 @@ class DecoderBuilder:
         if first == c.num_hidden_layers:
             streams, residual = (self._last_rows(t, start) for t in (streams, residual))
         self._head(self.altup.collapse(streams, residual))
-        return DecoderSpec(
-            file=file,
-            inputs=tuple(g.inputs),
-            outputs=tuple(g.outputs),
-            kv=self.attention.buffers(),
-            sliding_window=c.sliding_window,
-        )
+        return {
+            dtype: DecoderSpec(
+                file=file,
+                data=data,
+                inputs=g.inputs(dtype),
+                outputs=g.outputs(dtype),
+                kv=self.attention.buffers(dtype),
+                sliding_window=c.sliding_window,
+            )
+            for dtype, file in files.items()
+        }
 
     # -- rows -------------------------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import onnx
@@ -23,6 +23,7 @@ IR_VERSION = 10
 MICROSOFT = "com.microsoft"  # onnxruntime's contributed operators
 ALIGNMENT = 4096  # of external tensors, so that onnxruntime can map them
 INLINE_BYTES = 1024  # smaller constants stay in the .onnx file
+T = TypeVar("T")
 
 
 class Graph:
@@ -30,6 +31,9 @@ class Graph:
 
     Weights are written the moment they are added, so that no more than one is in memory. Use as a
     context manager; `save` writes the model.
+
+    A model may have variants that share its data: what is added inside `only(variant)` is part of that one
+    alone, everything else of all of them. Each is saved to a file of its own.
     """
 
     def __init__(self, name: str, model_path: Path) -> None:
@@ -37,10 +41,12 @@ class Graph:
         self._path = model_path
         self._data_path = model_path.with_name(model_path.name + ".data")
         self._data = self._data_path.open("wb")
-        self._nodes: list[onnx.NodeProto] = []
-        self._initializers: list[TensorProto] = []
-        self.inputs: list[TensorSpec] = []
-        self.outputs: list[TensorSpec] = []
+        # in the order they were added, each with the variant it is part of ("": all)
+        self._nodes: list[tuple[str, onnx.NodeProto]] = []
+        self._initializers: list[tuple[str, TensorProto]] = []
+        self._inputs: list[tuple[str, TensorSpec]] = []
+        self._outputs: list[tuple[str, TensorSpec]] = []
+        self._variant = ""
         self._scope: list[str] = []
         self._names: dict[str, int] = {}
         self._constants: dict[bytes, str] = {}
@@ -64,14 +70,31 @@ class Graph:
         finally:
             self._scope.pop()
 
+    @contextmanager
+    def only(self, variant: str) -> Iterator[None]:
+        """Make everything added inside part of this variant alone; "" is all of them."""
+        before, self._variant = self._variant, variant
+        try:
+            yield
+        finally:
+            self._variant = before
+
+    def inputs(self, variant: str = "") -> tuple[TensorSpec, ...]:
+        """The inputs declared so far, of a variant where there are any."""
+        return tuple(_part(self._inputs, variant))
+
+    def outputs(self, variant: str = "") -> tuple[TensorSpec, ...]:
+        """The outputs declared so far, of a variant where there are any."""
+        return tuple(_part(self._outputs, variant))
+
     def input(self, name: str, dtype: str, shape: tuple[int | str, ...]) -> str:
         """Declare a graph input; `dtype` is numpy's name, a string in `shape` a symbolic dimension."""
-        self.inputs.append(TensorSpec(name=name, dtype=dtype, shape=shape))
+        self._inputs.append((self._variant, TensorSpec(name=name, dtype=dtype, shape=shape)))
         return name
 
     def output(self, name: str, dtype: str, shape: tuple[int | str, ...]) -> None:
         """Declare a graph output, by the name of a node's output."""
-        self.outputs.append(TensorSpec(name=name, dtype=dtype, shape=shape))
+        self._outputs.append((self._variant, TensorSpec(name=name, dtype=dtype, shape=shape)))
 
     def op(self, kind: str, *inputs: str, domain: str = "", out: str | None = None, **attributes: Any) -> str:
         """Add a node with one output and return the output's name ("" as an input leaves it out)."""
@@ -81,16 +104,15 @@ class Graph:
         self, kind: str, *inputs: str, outputs: Sequence[str | None], domain: str = "", **attributes: Any
     ) -> list[str]:
         """Add a node with several outputs: given names, None for a generated one, "" for one left out."""
-        name = self._unique(kind)
+        name = self.unique(kind)
         names = [f"{name}:{i}" if o is None else o for i, o in enumerate(outputs)]
-        self._nodes.append(
-            helper.make_node(kind, list(inputs), names, name=name, domain=domain, **attributes)
-        )
+        node = helper.make_node(kind, list(inputs), names, name=name, domain=domain, **attributes)
+        self._nodes.append((self._variant, node))
         return names
 
     def weight(self, name: str, array: NDArray[Any]) -> str:
         """Add a named initializer; from INLINE_BYTES on its values go to the data file."""
-        full = self._unique(name)
+        full = self.unique(name)
         array = np.asarray(array, order="C")
         dtype = helper.np_dtype_to_tensor_dtype(array.dtype)
         if array.nbytes < INLINE_BYTES:
@@ -107,30 +129,31 @@ class Graph:
                 ("length", array.nbytes),
             ):
                 tensor.external_data.add(key=key, value=str(value))
-        self._initializers.append(tensor)
+        self._initializers.append((self._variant, tensor))
         return full
 
     def constant(self, value: Any, dtype: Any = np.float32) -> str:
-        """Add a small unnamed constant, shared between all nodes that use the same value."""
+        """Add a small unnamed constant, shared between all nodes that use the same value, of all variants."""
         array = np.asarray(value, dtype)
         key = str((array.dtype, array.shape)).encode() + array.tobytes()
         if key not in self._constants:
             scope, self._scope = self._scope, []
             try:
-                self._constants[key] = self.weight("constant", array)
+                with self.only(""):
+                    self._constants[key] = self.weight("constant", array)
             finally:
                 self._scope = scope
         return self._constants[key]
 
-    def save(self) -> None:
-        """Write the model file; the data file is complete from here on."""
+    def save(self, variant: str = "", path: Path | None = None) -> None:
+        """Write the model file, or that of a variant to `path`; the data file is complete from here on."""
         self._data.close()
         graph = helper.make_graph(
-            self._nodes,
+            _part(self._nodes, variant),
             self._name,
-            [_value_info(spec) for spec in self.inputs],
-            [_value_info(spec) for spec in self.outputs],
-            self._initializers,
+            [_value_info(spec) for spec in self.inputs(variant)],
+            [_value_info(spec) for spec in self.outputs(variant)],
+            _part(self._initializers, variant),
         )
         model = helper.make_model(
             graph,
@@ -138,13 +161,18 @@ class Graph:
             ir_version=IR_VERSION,
             producer_name="edge-gemma",
         )
-        self._path.write_bytes(model.SerializeToString())
+        (path or self._path).write_bytes(model.SerializeToString())
 
-    def _unique(self, name: str) -> str:
+    def unique(self, name: str) -> str:
+        """A name in the current scope that nothing else has."""
         full = "/".join([*self._scope, name])
         count = self._names.get(full, 0)
         self._names[full] = count + 1
         return full if count == 0 else f"{full}.{count}"
+
+
+def _part(added: list[tuple[str, T]], variant: str) -> list[T]:
+    return [item for owner, item in added if owner in ("", variant)]
 
 
 def _value_info(spec: TensorSpec) -> onnx.ValueInfoProto:

@@ -12,6 +12,8 @@ from edge_gemma import __version__
 from edge_gemma.artifact import (
     CHAT_TEMPLATE,
     DECODER,
+    DECODER_DATA,
+    DECODER_INT8_KV,
     EMBEDDINGS,
     FORMAT_VERSION,
     TOKENIZER,
@@ -24,13 +26,13 @@ from edge_gemma.artifact import (
     VisionSpec,
     sha256,
 )
-from edge_gemma.config import TextConfig
+from edge_gemma.config import FULL, TextConfig
 from edge_gemma.errors import CheckpointError, ExportError
 from edge_gemma.export.checkpoint import Checkpoint
 from edge_gemma.export.decoder import DecoderBuilder
 from edge_gemma.export.embeddings import embedding_layout, write_embeddings
 from edge_gemma.export.staging import staging
-from edge_gemma.export.tokenizer import loaded_size, write_tokenizer
+from edge_gemma.export.tokenizer import write_tokenizer
 from edge_gemma.export.weights import WeightedGraph
 from edge_gemma.footprint import decoder_bytes, encoder_bytes, memory_spec
 from edge_gemma.memory import ESTIMATE_CONTEXTS, format_bytes
@@ -74,11 +76,11 @@ def export(
     encoders = [kind for kind in asked if asked[kind] and has_tower(checkpoint, kind)]
     _check_space(checkpoint, recipe, target, encoders)
     with staging(target, overwrite=overwrite) as folder:
-        tokens = write_tokenizer(checkpoint, folder)
-        decoder = _write_decoder(checkpoint, recipe, folder, progress)
+        tokens, tokenizer = write_tokenizer(checkpoint, folder)
+        decoder, decoder_int8_kv = _write_decoder(checkpoint, recipe, folder, progress)
         hearing, seeing = _write_encoders(checkpoint, recipe, folder, encoders, progress)
         embeddings = write_embeddings(checkpoint, recipe, folder / EMBEDDINGS, progress)
-        memory = memory_spec(checkpoint.config.text, recipe, loaded_size(folder / TOKENIZER))
+        memory = memory_spec(checkpoint.config.text, recipe, (folder / TOKENIZER).stat().st_size)
         needs = Needs.of_parts(memory, hearing, seeing)
         manifest = Manifest(
             format_version=FORMAT_VERSION,
@@ -93,10 +95,11 @@ def export(
             max_context=checkpoint.config.text.max_position_embeddings,
             tokens=tokens,
             decoder=decoder,
+            decoder_int8_kv=decoder_int8_kv,
             audio=hearing,
             vision=seeing,
             embeddings=embeddings,
-            tokenizer=TOKENIZER,
+            tokenizer=tokenizer,
             chat_template=CHAT_TEMPLATE,
             memory=memory,
             memory_estimate={str(n): plan(needs, context=n).peak for n in ESTIMATE_CONTEXTS},
@@ -150,13 +153,22 @@ def _check_space(checkpoint: Checkpoint, recipe: Recipe, target: Path, encoders:
         )
 
 
-def _write_decoder(checkpoint: Checkpoint, recipe: Recipe, folder: Path, progress: Progress) -> DecoderSpec:
+def _write_decoder(
+    checkpoint: Checkpoint, recipe: Recipe, folder: Path, progress: Progress
+) -> tuple[DecoderSpec, DecoderSpec | None]:
+    """The decoder, and the one with global KV in int8 where the recipe has it in float16."""
     c: TextConfig = checkpoint.config.text
     progress.stage("decoder", c.num_hidden_layers + len(head_shards(c.vocab_size)))
+    own, *other = recipe.global_kv
+    files = {own: DECODER}
+    if FULL in c.layer_types:
+        files |= {dtype: DECODER_INT8_KV for dtype in other}
     with WeightedGraph("gemma3n-decoder", folder / DECODER, checkpoint, recipe) as graph:
-        spec = DecoderBuilder(graph, progress.advance).build(DECODER)
-        graph.save()
-    return spec
+        specs = DecoderBuilder(graph, progress.advance).build(files, DECODER_DATA)
+        for dtype, file in files.items():
+            graph.save(dtype, folder / file)
+    first, *second = specs.values()
+    return first, second[0] if second else None
 
 
 def _write_encoders(

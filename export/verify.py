@@ -62,7 +62,7 @@ def verify(
     artifact = artifacts.read(artifact_folder)
     manifest = artifact.manifest
     _check_shapes(artifact, checkpoint.config.text)
-    tokenizer = Tokenizer.from_file(artifact.path(manifest.tokenizer))
+    tokenizer = Tokenizer(artifact.path(manifest.tokenizer.file), manifest.tokenizer)
     template = ChatTemplate.from_file(artifact.path(manifest.chat_template))
     reference = load_reference(checkpoint, progress)
     decoder = Decoder(artifact)

@@ -130,8 +130,8 @@ def export_vision_encoder(
         graph.save()
     return VisionSpec(
         file=VISION_ENCODER,
-        input=graph.inputs[0],
-        output=graph.outputs[0],
+        input=graph.inputs()[0],
+        output=graph.outputs()[0],
         soft_tokens=media.soft_tokens,
         memory=resident_weights(path, recipe.matrices["vision"]) + _activations(traced),
     )

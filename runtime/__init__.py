@@ -1,4 +1,4 @@
-"""The runtime: opens an artifact and answers. Needs numpy, onnxruntime and tokenizers, nothing heavier."""
+"""The runtime: opens an artifact and answers. Needs numpy, onnxruntime and jinja2, nothing heavier."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""How fast this machine reads memory, and how much of it a token needs: together, what bounds decoding."""
+"""How fast this machine reads memory: what bounds decoding."""
 
 from __future__ import annotations
 
@@ -10,16 +10,12 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from edge_gemma.artifact import Manifest
-
 PASSES = 15
 METHOD = f"OR over int64 by numpy, an array for each thread, median of {PASSES} passes"
 SMALLEST, LARGEST = 64 << 20, 2 << 30  # bytes of the arrays together
 CACHES = 4  # times the last-level cache: what is left in it from the pass before is of no use
 UNKNOWN_CACHE = 32 << 20  # assumed where the system does not tell
 CPUS = Path("/sys/devices/system/cpu")
-SCALE_BYTES = 4  # float32
-MEAN_ZERO_POINT_BYTES = 0.5  # of a 4-bit block; one of 8 bits has a whole one
 
 
 def read_bandwidth(threads: int, size: int) -> float:
@@ -57,18 +53,3 @@ def last_level_cache() -> int | None:
             continue
     top = max((level for level, _ in found), default=0)
     return sum(size for (level, _), size in found.items() if level == top) or None
-
-
-def weights_per_token(manifest: Manifest) -> int:
-    """Bytes of weights that decoding one token reads.
-
-    That is everything in the graph as onnxruntime packs it (`memory.weights`), but for the scales in the
-    file: they stay mapped, and the kernels read their packed copy. Beside its codes a block has three floats
-    in memory (scale, packed scale, block sum) and a scale and a zero point in the file, so the difference of
-    the two sizes counts the blocks: within 0.3 % for E2B and the built-in recipes. Embedding records are read
-    from storage and the KV cache grows with the context: neither is part of it.
-    """
-    # the larger of the decoder's files is that of the weights, the other one the graph
-    stored = max(f.bytes for name, f in manifest.files.items() if name.startswith(manifest.decoder.file))
-    blocks = max(manifest.memory.weights - stored, 0) / (2 * SCALE_BYTES - MEAN_ZERO_POINT_BYTES)
-    return int(manifest.memory.weights - blocks * SCALE_BYTES)

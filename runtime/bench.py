@@ -73,6 +73,7 @@ class Report:
     tokens: int  # decoded
     threads: int
     context: int  # tokens, of the model as loaded
+    global_kv: str  # dtype of its global layers' KV cache
     prefill: dict[int, Figure]  # tokens of the prompt → tokens a second
     decode: dict[int, Decode]  # context at the end
     first_token: dict[str, FirstToken]  # "text", "image", "audio"
@@ -130,7 +131,7 @@ def measure(
     bench.progress.stage("measuring", runs * (2 + len(kinds) + len(prefill) + len(decode_at)))
     for _ in range(runs):
         bench.round(kinds, speeds)
-    return bench.report(runs, tokens, first.context)
+    return bench.report(runs, tokens, first)
 
 
 def _check(**counts: Sequence[int]) -> None:
@@ -225,9 +226,9 @@ class _Bench:
             sizes = {"threads": self.threads, "array_bytes": self.array_bytes}
             self.speeds.append(self._call(bench_tasks.speeds, **speeds, **sizes))
 
-    def report(self, runs: int, tokens: int, context: int) -> Report:
+    def report(self, runs: int, tokens: int, first: Loaded) -> Report:
         manifest = self.artifact.manifest
-        weights = bandwidth.weights_per_token(manifest)
+        weights = manifest.memory.weights
         bandwidths = [d.bytes_per_second for found in self.speeds for d in found.decode.values()]
         return Report(
             source=manifest.source.name,
@@ -236,7 +237,8 @@ class _Bench:
             runs=runs,
             tokens=tokens,
             threads=self.threads,
-            context=context,
+            context=first.context,
+            global_kv=first.global_kv,
             prefill={n: Figure.of([s.prefill[n] for s in self.speeds]) for n in self._measured("prefill")},
             decode={end: self._decode(end, weights) for end in self._measured("decode")},
             first_token={kind: _first_token(answers) for kind, answers in self.answers.items()},

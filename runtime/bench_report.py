@@ -44,7 +44,7 @@ def tables(report: Report) -> list[Table]:
             rows=tuple((str(n), *_rate(figure)) for n, figure in report.prefill.items()),
         ),
         Table(
-            title=f"decoding of {report.tokens} tokens",
+            title=f"decoding of {report.tokens} tokens, global KV in {report.global_kv}",
             header=("to a context of", "tokens/s", "min", "max", "of what bandwidth allows"),
             rows=tuple(
                 (str(end), *_rate(d.tokens_per_second), f"{d.share.median:.0%}")

@@ -41,6 +41,7 @@ class Loaded:
     seconds: float  # in `load`; starting Python and importing the libraries came before
     peak_bytes: int  # VmHWM
     context: int  # tokens
+    global_kv: str  # dtype of the global layers' KV cache
     files: tuple[Path, ...]  # that loading mapped
 
 
@@ -78,7 +79,13 @@ def load_model(step: Step, artifact: Path, model: Mapping[str, Any]) -> Loaded:
         peak = peak_resident_bytes()
         step()
         files = tuple(sorted(mapped_files() - before))
-        return Loaded(seconds=seconds, peak_bytes=peak, context=loaded.context, files=files)
+        return Loaded(
+            seconds=seconds,
+            peak_bytes=peak,
+            context=loaded.context,
+            global_kv=loaded.plan.global_kv,
+            files=files,
+        )
 
 
 def answer(

@@ -16,6 +16,7 @@ from edge_gemma.memory import format_bytes, parse_bytes
 from edge_gemma.runtime import hard_limit
 from edge_gemma.runtime.check_process import Conversation, hold, phases, problems
 from edge_gemma.runtime.control_groups import Support
+from edge_gemma.runtime.devices_cli import describe
 from edge_gemma.runtime.loading import profile_of
 from edge_gemma.runtime.options import model_options
 from edge_gemma.runtime.page_cache import evict
@@ -151,10 +152,11 @@ def _print(report: dict[str, Any], measured: Conversation, limited: Conversation
         for phase, estimate in zip(measured.phases, accumulate(estimates, max), strict=True)
     ]
     print_table(f"{report['artifact']}, context {report['plan']['context']}", rows, (*header, "estimate"))
-    budget, hard = format_bytes(report["budget_bytes"]), report["hard_limit"]
+    budget, hard, plan = format_bytes(report["budget_bytes"]), report["hard_limit"], report["plan"]
     reported, waited = format_bytes(measured.reported_peak), format_bytes(measured.result.maxrss)
     facts = [
         ("budget", budget),
+        ("settings", describe(plan["global_kv"], plan["chunk"], plan["encoders"])),
         ("peak", f"{reported} (VmHWM; {waited} by wait4)"),
         ("estimate", format_bytes(report["estimate_bytes"])),
     ]

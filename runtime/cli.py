@@ -21,6 +21,7 @@ from edge_gemma.runtime.loading import load
 from edge_gemma.runtime.options import (
     cache_dir_option,
     generation_options,
+    global_kv_option,
     media_options,
     media_parts,
     model_options,
@@ -151,16 +152,17 @@ def inspect_command(artifact: Path, verify: bool, as_json: bool) -> None:
     print_table("files", [(name, format_bytes(f.bytes)) for name, f in m.files.items()], ("name", "size"))
     print_table("matrices", _matrices(m.recipe_details), ("class", "bits", "block", "zero points"))
     contexts = [int(n) for n in m.memory_estimate if int(n) <= m.max_context] or [m.max_context]
-    plans = [plan(Needs.of(m), context=n) for n in contexts]
+    plans = [plan(Needs.of(m), context=n, global_kv=kv) for kv in m.decoders for n in contexts]
     rows = [
         (
             str(p.context),
+            p.global_kv,
             *(format_bytes(sum(parts.values())) for parts in p.phases.values()),
             format_bytes(p.peak),
         )
         for p in plans
     ]
-    print_table("estimated resident memory", rows, ("context", *plans[0].phases, "peak"))
+    print_table("estimated resident memory", rows, ("context", "global KV", *plans[0].phases, "peak"))
 
 
 @click.command()
@@ -168,11 +170,17 @@ def inspect_command(artifact: Path, verify: bool, as_json: bool) -> None:
 @click.option(
     "--remove", is_flag=True, help="Remove what was prepared of ARTIFACT, or without it everything."
 )
+@global_kv_option("Prepare it with this KV cache of the full-attention layers. [the recipe's]")
 @cache_dir_option
 @threads_option
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 def prepare_command(
-    artifact: Path | None, remove: bool, cache_dir: Path | None, threads: int | None, as_json: bool
+    artifact: Path | None,
+    remove: bool,
+    global_kv: str | None,
+    cache_dir: Path | None,
+    threads: int | None,
+    as_json: bool,
 ) -> None:
     """Write the decoder of ARTIFACT to the cache as this machine's onnxruntime packs it.
 
@@ -190,10 +198,17 @@ def prepare_command(
     elif artifact is None:
         raise click.UsageError("Missing argument 'ARTIFACT'.")
     else:
-        graph = prepared.prepare(artifacts.read(artifact), folder, threads=threads)
+        opened = artifacts.read(artifact)
+        graph = prepared.prepare(opened, folder, global_kv=global_kv, threads=threads)
         size, peak = sum(f.stat().st_size for f in graph.parent.iterdir()), peak_resident_bytes()
-        report = {"prepared": str(graph.parent), "bytes": size, "peak_memory_bytes": peak}
-        text = f"{artifact} is prepared: {format_bytes(size)} in {graph.parent}"
+        report = {
+            "prepared": str(graph.parent),
+            "global_kv": opened.decoder(global_kv).global_kv,
+            "bytes": size,
+            "peak_memory_bytes": peak,
+        }
+        kv = report["global_kv"]
+        text = f"{artifact} is prepared, global KV in {kv}: {format_bytes(size)} in {graph.parent}"
     click.echo(json.dumps(report) if as_json else text)
 
 
@@ -301,11 +316,17 @@ def _facts(m: artifacts.Manifest, verified: bool) -> list[tuple[str, ...]]:
         ("images", _senses(m)[1]),
         ("longest context", f"{m.max_context:,} tokens"),
         ("embedding record", f"{row_bytes:,} bytes, one read for each new token"),
-        ("KV cache", f"{m.memory.kv_per_token:,} bytes a token, {m.memory.kv_per_window_row:,} a window row"),
+        ("KV cache", _kv_facts(m)),
         ("format", f"version {m.format_version}, written by edge-gemma {m.generator}"),
         ("onnxruntime", f"{m.minimum_onnxruntime} or newer"),
         ("checksums", "verified" if verified else "not checked (--verify)"),
     ]
+
+
+def _kv_facts(m: artifacts.Manifest) -> str:
+    needs = Needs.of(m)
+    tokens = [f"{needs.decoder_with(kv).kv_per_token:,} bytes a token in {kv}" for kv in needs.global_kv]
+    return f"{' or '.join(tokens)}, {m.memory.kv_per_window_row:,} a window row"
 
 
 def _senses(m: artifacts.Manifest) -> tuple[str, str]:

@@ -134,21 +134,25 @@ def _print_candidates(ranked: Sequence[Candidate], device: Device | None, budget
     for c in ranked:
         peaks = [format_bytes(sum(c.plan.phases[p].values())) if p in c.plan.phases else "-" for p in PHASES]
         fits = "yes" if c.plan.fits else "no"
-        rows.append((_name(c), fits, *peaks, format_bytes(c.plan.peak), str(c.longest or "-")))
-    header = ("model", "fits", *PHASES, "peak", "longest context")
+        peak = format_bytes(c.plan.peak)
+        rows.append((_name(c), fits, *peaks, peak, c.plan.global_kv, str(c.longest or "-")))
+    header = ("model", "fits", *PHASES, "peak", "global KV", "longest context")
     print_table(f"{place}budget {format_bytes(budget)}, {tokens} tokens of context", rows, header)
 
 
 def _print_choice(c: Candidate, budget: int) -> None:
     plan = c.plan
-    click.echo(
-        f"\n{_name(c)}: chunks of {plan.chunk} tokens, encoders {ENCODERS[plan.encoders]}, "
-        f"context up to {c.longest} tokens"
-    )
+    chosen = describe(plan.global_kv, plan.chunk, plan.encoders)
+    click.echo(f"\n{_name(c)}: {chosen}, context up to {c.longest} tokens")
     rows: dict[str, dict[str, int]] = {}
     for phase, parts in plan.phases.items():
         rows[phase] = {name: sum(parts.get(part, 0) for part in together) for name, together in PARTS.items()}
     print_bars(f"of {format_bytes(budget)}", rows, budget)
+
+
+def describe(global_kv: str, chunk: int, encoders: str) -> str:
+    """The settings of a plan, for people."""
+    return f"global KV in {global_kv}, chunks of {chunk} tokens, encoders {ENCODERS[encoders]}"
 
 
 def _name(c: Candidate) -> str:
@@ -161,6 +165,7 @@ def _candidate(c: Candidate) -> dict[str, Any]:
         "recipe": c.recipe,
         "fits": c.plan.fits,
         "peak_bytes": c.plan.peak,
+        "global_kv": c.plan.global_kv,
         "chunk": c.plan.chunk,
         "encoders": c.plan.encoders,
         "longest_context": c.longest,

@@ -13,9 +13,9 @@ from edge_gemma.machine import FEATURES, processor
 from edge_gemma.memory import format_bytes
 from edge_gemma.runtime.session import default_threads
 
-PACKAGES = ("edge-gemma", "onnxruntime", "numpy", "tokenizers", "jinja2", "click", "rich", "psutil")
+PACKAGES = ("edge-gemma", "onnxruntime", "numpy", "jinja2", "click", "rich", "psutil")
 MEASURED_PACKAGES = ("edge-gemma", "onnxruntime", "numpy")
-EXPORT_PACKAGES = ("torch", "transformers", "onnx", "safetensors", "huggingface_hub")
+EXPORT_PACKAGES = ("torch", "transformers", "onnx", "safetensors", "huggingface_hub", "tokenizers")
 
 
 def examine() -> dict[str, dict[str, str]]:

@@ -35,6 +35,7 @@ def load(
     context: int | None = None,
     memory_budget: int | str | None = None,
     device: str | Device | None = None,
+    global_kv: str | None = None,
     chunk: int | None = None,
     threads: int | None = None,
     keep_encoders: bool = False,
@@ -47,11 +48,13 @@ def load(
     Args:
         path: a folder made by `edge-gemma export`.
         context: most tokens of prompt and answer together; 4096, or the model's limit where it is less.
-        memory_budget: most resident memory of this process, as "2GiB" or in bytes. It decides the chunk
-            and whether encoders stay; text, an image and a clip in one conversation keep to it.
+        memory_budget: most resident memory of this process, as "2GiB" or in bytes. It decides global_kv, the
+            chunk and whether encoders stay; text, an image and a clip in one conversation keep to it.
         device: the name of a device profile, FILE.yaml:NAME, or "auto" for this machine's. Budget, context
             and threads are the profile's where they are not given, and encoders run on its execution
             provider where this onnxruntime offers it.
+        global_kv: dtype of the KV cache of the global (full-attention) layers: "float16", or "int8", which is
+            half as large. By default the recipe's own, or int8 where only that keeps to the budget.
         chunk: tokens of a prompt computed at once; more are faster and take more memory. By default 128,
             or what the budget has room for.
         threads: threads to compute with; the cores this process may use by default.
@@ -65,7 +68,8 @@ def load(
         ArtifactError: the artifact is missing, damaged, or needs a newer onnxruntime.
         BudgetError: the model does not fit the budget.
         DeviceError: there is no such device profile.
-        PromptError: context, chunk, threads or memory_budget are out of range.
+        PromptError: context, chunk, threads or memory_budget are out of range, or the artifact has no such
+            global_kv.
     """
     for name, value in (("context", context), ("chunk", chunk), ("threads", threads)):
         if value is not None:
@@ -85,18 +89,18 @@ def load(
         budget, threads = budget or profile.budget, threads or profile.cores
     if verify:
         artifact.verify()
+    artifact.decoder(global_kv)  # refuses one that is not there
     settings = functools.partial(
         plan, Needs.of(manifest), context=context, budget=budget, chunk=chunk, keep_encoders=keep_encoders
     )
-    _check_budget(manifest, settings(prepared=cache))  # before anything is loaded
-    # The tokenizer first: parsing it needs five times what it keeps, before the weights are there.
-    tokenizer = Tokenizer.from_file(artifact.path(manifest.tokenizer))
-    release_free_memory()
+    planned = settings(prepared=cache, global_kv=global_kv)
+    _check_budget(manifest, planned)  # before anything is loaded
+    tokenizer = Tokenizer(artifact.path(manifest.tokenizer.file), manifest.tokenizer)
     template = ChatTemplate.from_file(artifact.path(manifest.chat_template))
     folder = (Path(cache_dir) if cache_dir else prepared.default_folder()) if cache else None
-    decoder = prepared.open_decoder(artifact, folder, threads=threads)
+    decoder = prepared.open_decoder(artifact, folder, global_kv=planned.global_kv, threads=threads)
     release_free_memory()
-    planned = settings(prepared=decoder.prepared)
+    planned = settings(prepared=decoder.prepared, global_kv=planned.global_kv)
     _check_budget(manifest, planned)
     encoders = Encoders(
         artifact,
@@ -143,8 +147,8 @@ def _check_budget(manifest: Manifest, planned: Plan) -> None:
     candidate = of_artifact(manifest, context=planned.context, budget=planned.budget)
     if candidate.plan.fits:
         raise BudgetError(
-            f"a chunk of {planned.chunk} tokens and encoders that are {planned.encoders} need "
-            f"{format_bytes(planned.peak)} and the budget is {format_bytes(planned.budget)}: leave chunk and "
-            "keep_encoders out"
+            f"global KV in {planned.global_kv}, a chunk of {planned.chunk} tokens and encoders that are "
+            f"{planned.encoders} need {format_bytes(planned.peak)} and the budget is "
+            f"{format_bytes(planned.budget)}: leave global_kv, chunk and keep_encoders out"
         )
     raise BudgetError(advise([candidate]))

@@ -13,12 +13,14 @@ import click
 
 from edge_gemma.errors import MediaError
 from edge_gemma.memory import DEFAULT_CHUNK
+from edge_gemma.recipes import KV_DTYPES
 from edge_gemma.runtime.sampling import SamplingOptions
 
 LOAD_OPTIONS = (
     "context",
     "memory_budget",
     "device",
+    "global_kv",
     "chunk",
     "threads",
     "keep_encoders",
@@ -52,6 +54,13 @@ def generation_options(*, temperature: float = DEFAULTS.temperature) -> Callable
 cache_dir_option = click.option(
     "--cache-dir", type=click.Path(path_type=Path), help="Folder of that cache. [the user's cache folder]"
 )
+
+
+def global_kv_option(help: str) -> Callable[[F], F]:
+    """--global-kv, the dtype of the global layers' KV cache."""
+    return click.option("--global-kv", type=click.Choice(KV_DTYPES["global"]), help=help)
+
+
 threads_option = click.option(
     "--threads", type=click.IntRange(1), help="Threads to compute with. [all cores]"
 )
@@ -72,6 +81,7 @@ def model_options(command: F) -> F:
             metavar="NAME",
             help="Take budget, context and threads from a device profile, or auto.",
         ),
+        global_kv_option("KV cache of the full-attention layers. [the recipe's; int8 if only that fits]"),
         click.option(
             "--chunk",
             type=click.IntRange(1),

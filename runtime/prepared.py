@@ -3,6 +3,7 @@
 onnxruntime rearranges every matrix for the kernels of the processor it runs on. Held in memory of its own,
 packed weights can neither be shared nor leave; mapped from a file they can do both, and load faster. The
 form depends on the processor and on the build of onnxruntime, so it belongs to a machine, not to an artifact.
+Each of an artifact's decoder graphs has an entry of its own, from its first use on.
 While loading, onnxruntime packs each matrix once more and compares: a file that does not fit costs memory,
 never a wrong answer. That is why the file holds the original matrices too.
 """
@@ -18,13 +19,13 @@ import platform
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 import onnxruntime as ort
 
-from edge_gemma.artifact import DECODER, Artifact
+from edge_gemma.artifact import DECODER, Artifact, DecoderSpec
 from edge_gemma.errors import ArtifactError, CacheError
 from edge_gemma.machine import FEATURES, processor
 from edge_gemma.memory import format_bytes, release_free_memory
@@ -45,9 +46,13 @@ def default_folder() -> Path:
     return Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache") / "edge-gemma"
 
 
-def find(artifact: Artifact, folder: Path) -> Path | None:
-    """The prepared graph of an artifact, or None where there is none that is whole and of this machine."""
-    entry = folder / _key(artifact)
+def find(artifact: Artifact, folder: Path, *, global_kv: str | None = None) -> Path | None:
+    """The prepared graph of an artifact, or None where there is none that is whole and of this machine.
+
+    Raises:
+        PromptError: the artifact has no such KV cache.
+    """
+    entry = folder / _key(artifact, artifact.decoder(global_kv))
     try:
         record = json.loads((entry / RECORD).read_text("utf-8"))
         whole = all((entry / name).stat().st_size == size for name, size in record["files"].items())
@@ -56,60 +61,77 @@ def find(artifact: Artifact, folder: Path) -> Path | None:
     return entry / DECODER if whole else None
 
 
-def prepare(artifact: Artifact, folder: Path, *, threads: int | None = None) -> Path:
+def prepare(
+    artifact: Artifact, folder: Path, *, global_kv: str | None = None, threads: int | None = None
+) -> Path:
     """The prepared graph of an artifact, written first where there is none.
 
     Several processes may call this at once: one writes, the others wait for it. An entry appears when it is
-    whole; what a killed process left is removed by the next one.
+    whole; what a killed process left is removed by the next one, and so are entries of an older export to the
+    same folder.
+
+    Args:
+        artifact: an opened artifact.
+        folder: of the cache.
+        global_kv: dtype of the global layers' KV cache; the recipe's own by default.
+        threads: threads to prepare with; the cores of this process by default.
 
     Raises:
         CacheError: the cache cannot be written; nothing was left behind.
         ArtifactError: onnxruntime cannot load the artifact.
+        PromptError: the artifact has no such KV cache.
     """
-    if found := find(artifact, folder):
+    spec = artifact.decoder(global_kv)
+    if found := find(artifact, folder, global_kv=global_kv):
         return found
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with _locked(folder):
-            if found := find(artifact, folder):  # another process wrote it meanwhile
+            if found := find(artifact, folder, global_kv=global_kv):  # another process wrote it meanwhile
                 return found
             for left in folder.glob("*.tmp"):
                 shutil.rmtree(left, ignore_errors=True)
-            forget(folder, artifact.folder)
-            _check_space(artifact, folder)
+            forget(folder, artifact.folder, keep=_others(artifact, spec))
+            _check_space(artifact, spec, folder)
             logger.info("preparing %s for this machine, once, in %s …", artifact.folder, folder)
-            return _write(artifact, folder, threads)
+            return _write(artifact, spec, folder, threads)
     except OSError as error:
         raise CacheError(f"the cache {folder} cannot be written: {error.strerror or error}") from None
 
 
-def open_decoder(artifact: Artifact, folder: Path | None, *, threads: int | None = None) -> Decoder:
+def open_decoder(
+    artifact: Artifact, folder: Path | None, *, global_kv: str | None = None, threads: int | None = None
+) -> Decoder:
     """The decoder, mapped from the cache in `folder`; without it where there is none or it fails, with a
-    warning in the log.
+    warning in the log. `global_kv` and `threads` are those of `prepare`.
 
     Raises:
         ArtifactError: onnxruntime cannot load the artifact.
+        PromptError: the artifact has no such KV cache.
     """
     if folder:
         try:
-            return Decoder(artifact, threads=threads, prepared=prepare(artifact, folder, threads=threads))
+            graph = prepare(artifact, folder, global_kv=global_kv, threads=threads)
+            return Decoder(artifact, global_kv=global_kv, threads=threads, prepared=graph)
         except CacheError as error:
             logger.warning("%s; going on without a cache, which takes longer to load", error)
         except ArtifactError as error:
-            if not find(artifact, folder):
+            if not find(artifact, folder, global_kv=global_kv):
                 raise
-            forget(folder, artifact.folder)
+            forget(folder, artifact.folder, keep=_others(artifact, artifact.decoder(global_kv)))
             logger.warning("%s; it was removed from the cache", error)
-    return Decoder(artifact, threads=threads)
+    return Decoder(artifact, global_kv=global_kv, threads=threads)
 
 
-def forget(folder: Path, source: Path | None = None) -> int:
+def forget(folder: Path, source: Path | None = None, *, keep: Collection[str] = ()) -> int:
     """Remove what was prepared on this machine of the artifact at `source`, or everything; return the bytes.
 
-    A process that uses an entry keeps its pages: only their names go.
+    Entries of the names in `keep` stay. A process that uses an entry keeps its pages: only their names go.
     """
     removed = 0
     for entry in folder.glob("*/" + RECORD):
+        if entry.parent.name in keep:
+            continue
         try:
             record = json.loads(entry.read_text("utf-8"))
         except (OSError, ValueError):
@@ -121,27 +143,31 @@ def forget(folder: Path, source: Path | None = None) -> int:
     return removed
 
 
-def _key(artifact: Artifact) -> str:
+def _key(artifact: Artifact, spec: DecoderSpec) -> str:
     """Names an entry: the decoder's contents, the build of onnxruntime, what its kernels are chosen by."""
-    files = artifact.manifest.files
-    decoder = {name: spec.sha256 for name, spec in files.items() if name.startswith(DECODER)}
+    decoder = [(name, artifact.manifest.files[name].sha256) for name in (spec.file, spec.data)]
     _, flags = processor()
     features = [platform.machine(), *(name for name in FEATURES if name in flags)]
-    facts = [LAYOUT, sorted(decoder.items()), ort.__version__, ort.get_build_info(), features]
+    facts = [LAYOUT, decoder, ort.__version__, ort.get_build_info(), features]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
+
+
+def _others(artifact: Artifact, spec: DecoderSpec) -> set[str]:
+    """Names of the entries of an artifact's other decoder graphs, as they are now."""
+    return {_key(artifact, other) for other in artifact.manifest.decoders.values() if other != spec}
 
 
 def _host() -> str:
     return platform.node()
 
 
-def _write(artifact: Artifact, folder: Path, threads: int | None) -> Path:
+def _write(artifact: Artifact, spec: DecoderSpec, folder: Path, threads: int | None) -> Path:
     staging = Path(tempfile.mkdtemp(suffix=".tmp", dir=folder))
     try:
         try:
-            open_session(artifact.path(artifact.manifest.decoder.file), threads, save_to=staging / DECODER)
+            open_session(artifact.path(spec.file), threads, save_to=staging / DECODER)
         except ArtifactError as error:
-            if shutil.disk_usage(folder).free < _bytes_needed(artifact) // 20:
+            if shutil.disk_usage(folder).free < _bytes_needed(artifact, spec) // 20:
                 raise CacheError(f"the disk of {folder} is full") from None
             raise error
         release_free_memory()
@@ -152,7 +178,7 @@ def _write(artifact: Artifact, folder: Path, threads: int | None) -> Path:
             "files": {file.name: file.stat().st_size for file in staging.iterdir()},
         }
         (staging / RECORD).write_text(json.dumps(record, indent=1) + "\n", "utf-8")
-        entry = folder / _key(artifact)
+        entry = folder / _key(artifact, spec)
         shutil.rmtree(entry, ignore_errors=True)  # one that is not whole
         staging.rename(entry)
         return entry / DECODER
@@ -161,14 +187,14 @@ def _write(artifact: Artifact, folder: Path, threads: int | None) -> Path:
         raise
 
 
-def _bytes_needed(artifact: Artifact) -> int:
+def _bytes_needed(artifact: Artifact, spec: DecoderSpec) -> int:
     manifest = artifact.manifest
-    stored = sum(f.bytes for name, f in manifest.files.items() if name.startswith(DECODER))
+    stored = sum(manifest.files[name].bytes for name in (spec.file, spec.data))
     return stored + manifest.memory.weights
 
 
-def _check_space(artifact: Artifact, folder: Path) -> None:
-    needed, free = _bytes_needed(artifact), shutil.disk_usage(folder).free
+def _check_space(artifact: Artifact, spec: DecoderSpec, folder: Path) -> None:
+    needed, free = _bytes_needed(artifact, spec), shutil.disk_usage(folder).free
     if free < needed:
         raise CacheError(
             f"{folder} has {format_bytes(free)} free and {format_bytes(needed)} are needed: make room, or "

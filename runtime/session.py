@@ -30,20 +30,30 @@ class Decoder:
 
     Args:
         artifact: an opened artifact.
+        global_kv: dtype of the global layers' KV cache; the recipe's own by default.
         threads: threads for one operator; the cores of this process by default.
         prepared: the graph as `prepared.prepare` wrote it, opened in place of the artifact's.
 
     Raises:
         ArtifactError: onnxruntime is too old for the artifact, or cannot load the graph.
+        PromptError: the artifact has no such KV cache.
     """
 
     def __init__(
-        self, artifact: Artifact, *, threads: int | None = None, prepared: Path | None = None
+        self,
+        artifact: Artifact,
+        *,
+        global_kv: str | None = None,
+        threads: int | None = None,
+        prepared: Path | None = None,
     ) -> None:
-        self.spec = artifact.manifest.decoder
+        self.spec = artifact.decoder(global_kv)
         self._vocab_size = artifact.manifest.vocab_size
         self._kinds = sorted({buffer.kind for buffer in self.spec.kv})
         self._graph = prepared or artifact.path(self.spec.file)
+        self._data = (
+            prepared.with_name(f"{prepared.name}.data") if prepared else artifact.path(self.spec.data)
+        )
         self.prepared = prepared is not None
         self._threads = threads
         self._session: ort.InferenceSession | None = None
@@ -54,6 +64,9 @@ class Decoder:
         """The session, loaded again after `give_way` closed it."""
         if self._session is None:
             self._session = open_session(self._graph, self._threads, prepared=self.prepared)
+            drop_pages(
+                {self._data}
+            )  # scales and zero points are read once: the packed matrices have their own
             self._binding = self._session.io_binding()
             self._bound: KvCache | None = None
         return self._session
@@ -65,7 +78,7 @@ class Decoder:
         loaded again.
         """
         if self.prepared:
-            drop_pages({self._graph.with_name(f"{self._graph.name}.data")})
+            drop_pages({self._data})
         elif self._session is not None:
             self._session = self._bound = None
             del self._binding

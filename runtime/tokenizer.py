@@ -1,61 +1,64 @@
-"""Text to ids and back, and ids to text while they arrive.
+"""Text to ids and back, and ids to text while they arrive: exactly as the `tokenizers` library does it.
 
-A thin layer over the `tokenizers` library. Its own `DecodeStream` is not used: against `decode` it was
-wrong or raised "Invalid prefix encountered" on most random id sequences (tokenizers 0.23.3), because it
-gives out a character as soon as its bytes are there. `decode` judges a whole run of byte tokens at once:
-one bad byte turns every byte of the run into U+FFFD. `TokenStream` therefore waits for the run to end.
+A text is cut at added tokens, its spaces become "▁", then each word is merged (`bpe.py`). Decoding follows
+the steps of the manifest, which judge a whole run of byte tokens at once: one bad byte turns every byte of
+the run into U+FFFD. `TokenStream` therefore waits for the run to end.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Sequence
-from os import PathLike
+import functools
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from edge_gemma.errors import ArtifactError, PromptError
+from edge_gemma.runtime.bpe import BytePairs
+from edge_gemma.tokenizer_spec import (
+    BYTES,
+    JOIN,
+    NORMALIZED,
+    REPLACE,
+    SPACE,
+    SPECIAL,
+    STRIP,
+    DecoderStep,
+    TokenizerSpec,
+)
 
-if TYPE_CHECKING:
-    import tokenizers
+WORD = re.compile(f"{SPACE}+[^{SPACE}]*|[^{SPACE}]+")
+BYTE = re.compile(r"<0x([0-9A-Fa-f]{2}|\+[0-9A-Fa-f])>")  # the library takes a sign for a digit, too
+CACHED_WORDS = 4096  # at most, of CACHED_LENGTH characters: 2 MiB
+CACHED_LENGTH = 32
 
 
 class Tokenizer:
-    """The tokenizer of an artifact. Make one with `Tokenizer.from_file`; share it between threads freely."""
+    """The tokenizer of an artifact. Share it between threads freely."""
 
-    def __init__(self, inner: tokenizers.Tokenizer) -> None:
-        """Wrap a `tokenizers.Tokenizer`; ArtifactError if its decoder cannot be followed piece by piece."""
-        inner.no_truncation()
-        inner.no_padding()
-        _check_decoder(inner.decoder)
-        added = inner.get_added_tokens_decoder()
-        self._inner = inner
-        self._special = {i: token.content for i, token in added.items() if token.special}
+    def __init__(self, path: Path, spec: TokenizerSpec) -> None:
+        """Open a `tokenizer.bin`.
 
-    @classmethod
-    def from_file(cls, path: str | PathLike[str]) -> Tokenizer:
-        """Read a `tokenizer.json`.
-
-        Raises ArtifactError if the file is missing or damaged, or if its decoder is not of the
-        SentencePiece kind that Gemma has.
+        Raises:
+            ArtifactError: it is missing or damaged.
         """
-        import tokenizers
-
-        path = Path(path)
-        if not path.is_file():
-            raise ArtifactError(f"{path} is missing; expected the tokenizer of the artifact: export it again")
+        self._spec = spec
+        self._pairs = BytePairs(path, spec)
+        self._merge = functools.lru_cache(CACHED_WORDS)(self._pairs.merge)
+        flags = dict(zip(self._pairs.table(spec.added), self._pairs.table(spec.added_flags), strict=True))
         try:
-            inner = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises bare Exception
-            raise ArtifactError(
-                f"{path} cannot be read ({error}); expected a tokenizer.json: export the artifact again"
-            ) from error
-        return cls(inner)
+            added = self.texts(sorted(flags))
+        except ArtifactError:
+            raise self._pairs.damaged() from None
+        self._special = {i: text for i, text in added.items() if flags[i] & SPECIAL}
+        self._raw, self._normalized = (
+            _AddedTokens({text: i for i, text in added.items() if flags[i] & NORMALIZED == kind})
+            for kind in (0, NORMALIZED)
+        )
 
     @property
     def vocab_size(self) -> int:
         """The number of tokens, added ones included."""
-        return self._inner.get_vocab_size(with_added_tokens=True)
+        return self._spec.tokens
 
     @property
     def special_tokens(self) -> tuple[str, ...]:
@@ -64,46 +67,62 @@ class Tokenizer:
 
     def token_id(self, text: str) -> int | None:
         """The id of the token with exactly this text (`▁` for a space), or None."""
-        return self._inner.token_to_id(text)
+        return self._pairs.find(text)
 
     def texts(self, ids: Iterable[int]) -> dict[int, str]:
         """The text of each id's token, exactly as the vocabulary holds it.
 
         Raises ArtifactError if an id is outside the vocabulary.
         """
-        found = {i: text for i in ids if (text := self._inner.id_to_token(i)) is not None}
-        if missing := [i for i in ids if i not in found]:
+        found = {i: self._pairs.text(i) for i in ids}
+        if missing := [i for i, text in found.items() if text is None]:
             raise ArtifactError(
                 f"the tokenizer has no token {missing[0]} that the manifest names: export the artifact again"
             )
-        return found
+        return {i: text for i, text in found.items() if text is not None}
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text. Nothing is added, but control tokens written in the text are recognised.
 
-        Raises PromptError if the text is not valid Unicode (it holds a lone surrogate).
+        Raises PromptError if the text is not valid Unicode (it holds a lone surrogate), ArtifactError if the
+        tables are damaged.
         """
+        ids: list[int] = []
         try:
-            return self._inner.encode(text, add_special_tokens=False).ids
-        except TypeError as error:
+            for raw, token in self._raw.split(text):
+                plain = raw.replace(" ", SPACE) if self._spec.spaces else raw
+                for rest, inner in self._normalized.split(plain):
+                    for word in WORD.findall(rest) if self._spec.words else [rest]:
+                        merge = self._merge if len(word) <= CACHED_LENGTH else self._pairs.merge
+                        ids += merge(word)
+                    ids += inner
+                ids += token
+        except UnicodeEncodeError as error:
             raise PromptError(
                 f"the text cannot be encoded ({error}); expected a str of valid Unicode, no lone surrogate"
             ) from error
+        except IndexError:
+            raise self._pairs.damaged() from None
+        if max(ids, default=-1) >= self._spec.ids:
+            raise self._pairs.damaged()
+        return ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids, without control tokens; ids outside the vocabulary give nothing."""
-        return self._inner.decode(ids, skip_special_tokens=True)
+        texts = [text for i in ids if i not in self._special and (text := self._pairs.text(i)) is not None]
+        for step in self._spec.decoder:
+            texts = _decode(step, texts)
+        return "".join(texts)
 
     def stream(self) -> TokenStream:
         """A new stream, for the ids of one answer."""
         return TokenStream(self)
 
     def _is_silent(self, token_id: int) -> bool:
-        return token_id in self._special or self._inner.id_to_token(token_id) is None
+        return token_id in self._special or self._pairs.text(token_id) is None
 
     def _is_byte(self, token_id: int) -> bool:
-        token = self._inner.id_to_token(token_id) or ""
-        return len(token) == 6 and token.startswith("<0x") and token.endswith(">")
+        return BYTE.fullmatch(self._pairs.text(token_id) or "") is not None
 
 
 class TokenStream:
@@ -147,20 +166,64 @@ class TokenStream:
         return text
 
 
-def _check_decoder(decoder: Any) -> None:
-    """ArtifactError unless each token's text depends only on itself, its byte run and on being first."""
-    if decoder is None:  # tokens are joined by spaces
-        return
-    state = json.loads(decoder.__getstate__())
-    fused = False
-    for step in state["decoders"] if state["type"] == "Sequence" else [state]:
-        kind = step["type"]
-        fine = kind in ("Fuse", "Metaspace")
-        fine |= kind in ("Replace", "ByteFallback") and not fused
-        fine |= kind == "Strip" and not (fused and step["stop"])
-        if not fine:
-            raise ArtifactError(
-                f"the tokenizer's decoder has the step {kind}{' after Fuse' if fused else ''}; expected "
-                "the SentencePiece kind (Replace, ByteFallback, Fuse): is this a Gemma tokenizer?"
-            )
-        fused |= kind == "Fuse"
+class _AddedTokens:
+    """Tokens that are found in a text as they stand: the leftmost first, and the longest there."""
+
+    def __init__(self, ids: dict[str, int]) -> None:
+        self._ids = ids
+        self._lengths: dict[str, list[int]] = {}  # by first character, the longest first
+        for text in sorted(ids, key=len, reverse=True):
+            lengths = self._lengths.setdefault(text[0], [])
+            if len(text) not in lengths:
+                lengths.append(len(text))
+        self._first = re.compile(f"[{re.escape(''.join(self._lengths))}]") if ids else None
+
+    def split(self, text: str) -> Iterator[tuple[str, tuple[int, ...]]]:
+        """The text in parts, and behind each part the token that was found there: none behind the last."""
+        done = 0
+        for match in self._first.finditer(text) if self._first else ():
+            at = match.start()
+            if at < done:
+                continue
+            for length in self._lengths[match[0]]:
+                found = self._ids.get(text[at : at + length])
+                if found is not None:
+                    yield text[done:at], (found,)
+                    done = at + length
+                    break
+        yield text[done:], ()
+
+
+def _decode(step: DecoderStep, texts: list[str]) -> list[str]:
+    if step.kind == JOIN:
+        return [step.content.join(texts)]
+    if step.kind == BYTES:
+        return _join_bytes(texts)
+    if step.kind == STRIP:
+        return [_strip(text, step) for text in texts]
+    assert step.kind == REPLACE, step.kind
+    first = [text.replace(step.pattern, step.first) for text in texts[:1]]
+    return first + [text.replace(step.pattern, step.content) for text in texts[1:]]
+
+
+def _strip(text: str, step: DecoderStep) -> str:
+    found = len(text) - len(text.lstrip(step.content))
+    return text[min(found, step.count) :]
+
+
+def _join_bytes(texts: list[str]) -> list[str]:
+    joined: list[str] = []
+    held = bytearray()
+    for text in [*texts, ""]:  # the last one ends a run
+        match = BYTE.fullmatch(text)
+        if match:
+            held.append(int(match[1], 16))
+            continue
+        if held:
+            try:
+                joined.append(held.decode())
+            except UnicodeDecodeError:
+                joined += ["\ufffd"] * len(held)
+            held.clear()
+        joined.append(text)
+    return joined[:-1]

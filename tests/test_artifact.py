@@ -13,13 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_gemma import artifact as artifacts
-from edge_gemma.errors import ArtifactError, FormatVersionError
+from edge_gemma.errors import ArtifactError, FormatVersionError, PromptError
 
 FILES = [
     "chat_template.jinja",
     "decoder.onnx",
     "decoder.onnx.data",
+    "decoder_int8_kv.onnx",
     "embeddings.bin",
+    "tokenizer.bin",
     "tokenizer.json",
 ]
 
@@ -96,8 +98,8 @@ def test_one_changed_byte(folder: Path, name: str, where: float) -> None:
 @pytest.mark.parametrize(
     ("version", "kind", "advice"),
     [
-        (3, FormatVersionError, "has format version 3, this edge-gemma reads 2: upgrade edge-gemma"),
-        (1, FormatVersionError, "has format version 1, this edge-gemma reads 2: export it again"),
+        (4, FormatVersionError, "has format version 4, this edge-gemma reads 3: upgrade edge-gemma"),
+        (2, FormatVersionError, "has format version 2, this edge-gemma reads 3: export it again"),
         (None, ArtifactError, "has no format_version"),
         ("1", ArtifactError, "has no format_version"),
         (True, ArtifactError, "has no format_version"),
@@ -107,7 +109,7 @@ def test_other_versions(
     folder: Path, good: dict[str, Any], version: Any, kind: type[ArtifactError], advice: str
 ) -> None:
     # a newer format may hold anything else
-    write(folder, good | {"format_version": version} | ({"new": 1} if version == 3 else {}))
+    write(folder, good | {"format_version": version} | ({"new": 1} if version == 4 else {}))
     assert advice in refusal(folder, kind)
 
 
@@ -182,9 +184,12 @@ def test_file_names_stay_inside_the_folder(folder: Path, good: dict[str, Any], n
     entry = {"bytes": 1, "sha256": ""}
     for data in (
         good | {"files": good["files"] | {name: entry}},
-        good | {"tokenizer": name},
+        good | {"tokenizer": good["tokenizer"] | {"file": name}},
+        good | {"tokenizer": good["tokenizer"] | {"original": name}},
         good | {"chat_template": name},
         good | {"decoder": good["decoder"] | {"file": name}},
+        good | {"decoder": good["decoder"] | {"data": name}},
+        good | {"decoder_int8_kv": good["decoder_int8_kv"] | {"file": name}},
         good | {"embeddings": good["embeddings"] | {"file": name}},
     ):
         write(folder, data)
@@ -192,8 +197,26 @@ def test_file_names_stay_inside_the_folder(folder: Path, good: dict[str, Any], n
 
 
 def test_files_in_use_are_listed(folder: Path, good: dict[str, Any]) -> None:
-    write(folder, good | {"tokenizer": "other.json"})
-    assert "uses 'other.json' and does not list it under files" in refusal(folder)
+    for change in (
+        {"chat_template": "other"},
+        {"decoder_int8_kv": good["decoder_int8_kv"] | {"file": "other"}},
+        {"decoder_int8_kv": good["decoder_int8_kv"] | {"data": "other"}},
+    ):
+        write(folder, good | change)
+        assert "uses 'other' and does not list it under files" in refusal(folder)
+
+
+def test_decoders_by_their_global_kv(tiny_artifact: Path, media_artifact: Path) -> None:
+    both = artifacts.read(tiny_artifact)
+    assert list(both.manifest.decoders) == ["float16", "int8"]
+    assert both.decoder() == both.decoder("float16") == both.manifest.decoder
+    assert both.decoder("int8") == both.manifest.decoder_int8_kv
+    one = artifacts.read(media_artifact)
+    assert one.decoder() == one.decoder("float32") == one.manifest.decoder
+    with pytest.raises(PromptError, match=r"global_kv is 'int8': .* has float32, choose of these or export"):
+        one.decoder("int8")
+    with pytest.raises(PromptError, match="has float16 and int8, choose of these"):
+        both.decoder("int4")
 
 
 @pytest.mark.parametrize(
@@ -216,6 +239,29 @@ def test_records_that_cannot_be(
 ) -> None:
     write(folder, changed(good, path, value=value))
     assert "embeddings cannot be right" in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("ids",), 1025),
+        (("tokens",), 1025),
+        (("tokens",), -1),
+        (("merge_starts", "count"), 1024),
+        (("merge_rights", "count"), 0),
+        (("byte_ids", "count"), 255),
+        (("characters", "dtype"), "uint64"),
+        (("characters", "offset"), 2),
+        (("piece_starts", "offset"), -4),
+        (("pieces", "count"), 10**9),
+        (("pieces", "offset"), 10**9),
+        (("added_flags", "count"), -1),
+        (("decoder", 0, "kind"), "lower"),
+    ],
+)
+def test_tables_that_cannot_be(folder: Path, good: dict[str, Any], path: tuple[Any, ...], value: Any) -> None:
+    write(folder, changed(good, ("tokenizer", *path), value=value))
+    assert "tokenizer cannot be right" in refusal(folder)
 
 
 @settings(max_examples=50)

@@ -18,6 +18,7 @@ from edge_gemma.memory import UNITS, estimate, format_bytes, parse_bytes, peak_r
 
 SPEC = MemorySpec(
     weights=1_000_000_000,
+    scales=50_000_000,
     largest_matrix=100_000_000,
     logits=2_000_000,
     scratch_per_token=300_000,
@@ -110,9 +111,9 @@ def test_resident_memory_and_its_peak() -> None:
 def test_estimate_adds_up(context: int, chunk: int, rows: int) -> None:
     assert estimate(SPEC, context, chunk) == {
         "runtime": memory.RUNTIME_BYTES,
-        "tokenizer": 65_000_000,
+        "tokenizer": SPEC.tokenizer,
         "weights": SPEC.weights,
-        "loading": SPEC.largest_matrix,
+        "loading": SPEC.scales + SPEC.largest_matrix,
         "kv": context * 2048 + rows * 8192,
         "scratch": memory.WORKING_BYTES + 2_000_000 + chunk * 300_000 + chunk * context * 32,
     }

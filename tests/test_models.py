@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer
 
 from edge_gemma.export.synthetic import SyntheticCheckpoint
+from edge_gemma.export.tokenizer_tables import write_tables
 from edge_gemma.models import MODELS, TOKENIZER_BYTES, foretell, model_name, text_config
 from edge_gemma.planning import settle
 from edge_gemma.recipes import load_recipes
@@ -17,9 +20,10 @@ RECIPES = load_recipes()
 
 @pytest.mark.parametrize(("model", "measured"), [("E2B", 1774), ("E4B", 2974)])
 def test_the_decoder_needs_what_was_measured(model: str, measured: int) -> None:
-    """VmHWM of docs/memory.md."""
+    """VmHWM of docs/memory.md, from when the tokenizers library held the vocabulary: in 84 MiB more."""
     needs = foretell(model, RECIPES["int4"])
-    assert sum(settle(needs, context=4096).phases["text"].values()) / MIB == pytest.approx(measured, rel=0.01)
+    found = sum(settle(needs, context=4096).phases["text"].values()) / MIB
+    assert found + 84 == pytest.approx(measured, rel=0.01)
 
 
 @pytest.mark.parametrize(("kind", "measured"), [("audio", 863), ("image", 739)])
@@ -31,9 +35,10 @@ def test_an_encoder_needs_what_was_measured(kind: str, measured: int) -> None:
     assert file < foretell("E2B", RECIPES["fp32"]).encoders[kind] / MIB < file + 500
 
 
-def test_the_tokenizer_is_that_of_the_synthetic_checkpoints() -> None:
-    made = len(SyntheticCheckpoint.from_name("synthetic:E2B").tokenizer_json())
-    assert pytest.approx(made, rel=0.01) == TOKENIZER_BYTES
+def test_the_tokenizer_is_that_of_the_synthetic_checkpoints(tmp_path: Path) -> None:
+    raw = SyntheticCheckpoint.from_name("synthetic:E2B").tokenizer_json()
+    write_tables(Tokenizer.from_buffer(raw), tmp_path / "tokenizer.bin", "a test")
+    assert (tmp_path / "tokenizer.bin").stat().st_size == pytest.approx(TOKENIZER_BYTES, rel=0.01)
 
 
 def test_a_model_is_known_by_its_shapes() -> None:

@@ -18,12 +18,13 @@ from edge_gemma.cli import run
 from edge_gemma.devices import find_device
 from edge_gemma.export import cli as export_cli
 from edge_gemma.memory import format_bytes, parse_bytes
-from edge_gemma.planning import Needs, plan
+from edge_gemma.models import foretell
+from edge_gemma.planning import CHUNKS, TURNS, Needs, plan, settle
 from edge_gemma.recipes import BUILT_IN, load_recipes
 from edge_gemma.runtime import devices_cli
 
 Capture = pytest.CaptureFixture[str]
-GIB = 1 << 30
+MIB, GIB = 1 << 20, 1 << 30
 RECIPES = load_recipes()
 BARS = re.compile(r"  (load|text|audio|image) +([^ ]+)  ")
 
@@ -38,6 +39,12 @@ def ask(capsys: Capture, *arguments: str, status: int = 0) -> dict[str, Any]:
 
 def candidate(model: str, recipe: str, budget: int, context: int = 4096) -> Candidate:
     return of_model(model, RECIPES[recipe], context=context, budget=budget)
+
+
+def sparing(global_kv: str) -> int:
+    """Bytes that E2B int4 takes at its longest context with the settings that take least."""
+    needs = foretell("E2B", RECIPES["int4"])
+    return settle(needs, context=32_768, global_kv=global_kv, chunk=CHUNKS[-1], encoders=TURNS).peak
 
 
 def names(ranked: list[Candidate]) -> list[str]:
@@ -73,7 +80,7 @@ def test_candidates_of_a_budget(capsys: Capture) -> None:
     pairs = [(c["model"], c["recipe"]) for c in found["candidates"]]
     assert sorted(pairs) == sorted((m, r) for m in ("E2B", "E4B") for r in RECIPES)
     assert (found["device"], found["budget_bytes"], found["context"]) == (None, 2 * GIB, 4096)
-    assert pairs[0] == ("E2B", "int4") and found["candidates"][0]["fits"] and found["advice"] is None
+    assert pairs[0] == ("E2B", "int4-hq") and found["candidates"][0]["fits"] and found["advice"] is None
     for c in found["candidates"]:
         peak = max(sum(parts.values()) for parts in c["phases"].values())
         assert c["peak_bytes"] == peak and c["fits"] == (peak <= 2 * GIB)
@@ -127,10 +134,11 @@ def test_the_chart_adds_up(capsys: Capture) -> None:
     assert err == ""
     assert out.startswith("budget 2.00 GiB, 4096 tokens of context\n")
     table, _, choice = out.partition("\n\n")
-    assert table.splitlines()[2].split()[:3] == ["E2B", "int4", "yes"]
-    best = candidate("E2B", "int4", 2 * GIB)
+    assert table.splitlines()[2].split()[:3] == ["E2B", "int4-hq", "yes"]
+    best = candidate("E2B", "int4-hq", 2 * GIB)
     head = (
-        f"E2B int4: chunks of 128 tokens, encoders take turns with the decoder, context up to {best.longest}"
+        "E2B int4-hq: global KV in float16, chunks of 128 tokens, encoders take turns with the decoder, "
+        f"context up to {best.longest}"
     )
     assert choice.startswith(head)
     bars = {name: bar for name, bar in BARS.findall(choice)}
@@ -156,7 +164,7 @@ def test_the_chart_adds_up(capsys: Capture) -> None:
 def test_an_artifact_without_encoders_has_none_in_its_chart(tiny_artifact: Path, capsys: Capture) -> None:
     assert run(["plan", str(tiny_artifact), "--memory", "1GiB"]) == 0
     out = capsys.readouterr().out
-    assert "this model int4: chunks of 128 tokens" in out and "headroom" in out
+    assert "this model int4: global KV in float16, chunks of 128 tokens" in out and "headroom" in out
     assert "audio" not in out.partition("\n\n")[2] and "  encoders\n" not in out
 
 
@@ -171,23 +179,41 @@ def test_the_budget_in_the_advice_is_enough(capsys: Capture) -> None:
 
 
 def test_the_context_in_the_advice_fits(capsys: Capture) -> None:
-    found = ask(capsys, "--memory", "1.8GiB", "--context", "32768", status=8)
+    budget = f"{sparing('int8') - 8 * MIB}B"
+    found = ask(capsys, "--memory", budget, "--context", "32768", status=8)
     ((tokens, named),) = re.findall(r"a context of (\d+) tokens \((.*?)\)", found["advice"])
     assert named == "E2B int4"
-    assert ask(capsys, "--memory", "1.8GiB", "--context", tokens)["candidates"][0]["fits"]
-    ask(capsys, "--memory", "1.8GiB", "--context", str(int(tokens) + 256), status=8)
-    assert "or an export with --global-kv int8 or" in found["advice"]
+    longest = ask(capsys, "--memory", budget, "--context", tokens)["candidates"][0]
+    assert longest["fits"] and longest["global_kv"] == "int8"
+    ask(capsys, "--memory", budget, "--context", str(int(tokens) + 256), status=8)
+    assert "--global-kv" not in found["advice"]  # an artifact of int4 can have that already
+
+
+def test_int8_is_chosen_where_float16_does_not_fit(capsys: Capture) -> None:
+    for memory, global_kv in ((sparing("float16"), "float16"), (sparing("float16") - 1, "int8")):
+        found = ask(capsys, "--memory", f"{memory}B", "--context", "32768")["candidates"][0]
+        assert (found["recipe"], found["fits"], found["global_kv"]) == ("int4", True, global_kv)
+    assert run(["plan", "--memory", f"{sparing('int8')}B", "--context", "32768"]) == 0
+    table, _, choice = capsys.readouterr().out.partition("\n\n")
+    assert table.splitlines()[2].split()[-2:] == ["int8", "32768"]
+    assert choice.startswith("E2B int4: global KV in int8, chunks of 16 tokens")
 
 
 def test_a_smaller_cache_is_advised_only_where_it_helps(capsys: Capture, tmp_path: Path) -> None:
-    own = yaml.safe_load(BUILT_IN.read_text("utf-8"))["int4"]
-    own["kv_cache"] = {"sliding": "float16", "global": "int8"}
-    (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"mine": own}), "utf-8")
-    mine = ("--recipe", str(tmp_path / "mine.yaml"))
-    asked = ("--memory", "1.8GiB", "--context", "32768")
-    assert ask(capsys, *asked, *mine)["candidates"][0]["fits"]
-    assert "--global-kv" not in ask(capsys, "--memory", "1.7GiB", *asked[2:], status=8)["advice"]
-    assert "--global-kv" not in ask(capsys, "--memory", "1.7GiB", *asked[2:], *mine, status=8)["advice"]
+    """To recipes whose artifacts cannot have it otherwise."""
+
+    def advice(budget: int, global_kv: str, status: int = 8) -> str:
+        own = yaml.safe_load(BUILT_IN.read_text("utf-8"))["int4"]
+        own["kv_cache"] = {"sliding": "float16", "global": global_kv}
+        (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"mine": own}), "utf-8")
+        options = ("--recipe", str(tmp_path / "mine.yaml"), "--memory", f"{budget}B", "--context", "32768")
+        return str(ask(capsys, *options, status=status)["advice"])
+
+    enough = sparing("int8")
+    assert "or an export with --global-kv int8 or" in advice(enough, "float32")
+    assert "--global-kv" not in advice(enough - 1, "float32")
+    assert "--global-kv" not in advice(enough - 1, "int8")
+    advice(enough, "int8", status=0)
 
 
 @pytest.mark.parametrize(
@@ -195,8 +221,8 @@ def test_a_smaller_cache_is_advised_only_where_it_helps(capsys: Capture, tmp_pat
     [
         (("--model", "E4B", "--recipe", "int8"), "4GiB", ["the recipe int4-hq", "the model E2B (int8)"]),
         (("--model", "E4B", "--recipe", "int8"), "3GiB", ["the recipe int4", "the model E2B (int8)"]),
-        (("--model", "E4B"), "2GiB", ["the model E2B (int4)"]),
-        (("--model", "E2B", "--recipe", "int8"), "2GiB", ["the recipe int4"]),
+        (("--model", "E4B"), "2GiB", ["the model E2B (int4-hq)"]),
+        (("--model", "E2B", "--recipe", "int8"), "2GiB", ["the recipe int4-hq"]),
     ],
 )
 def test_what_else_would_fit(asked: tuple[str, ...], memory: str, ideas: list[str], capsys: Capture) -> None:

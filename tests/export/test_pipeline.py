@@ -278,7 +278,7 @@ def test_special_ids(
 ) -> None:
     """From generation_config.json; what it leaves open, from the tokenizer."""
     monkeypatch.setattr(SyntheticCheckpoint, "generation_config", lambda _: generation)
-    tokens = write_tokenizer(open_checkpoint("synthetic:tiny"), tmp_path)
+    tokens, _ = write_tokenizer(open_checkpoint("synthetic:tiny"), tmp_path)
     assert (tokens.bos, tokens.pad, tokens.stop) == (bos, 0, stop)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from pathlib import Path
 
@@ -10,10 +9,8 @@ import numpy as np
 import psutil
 import pytest
 
-from edge_gemma import artifact as artifacts
-from edge_gemma.artifact import FileSpec
 from edge_gemma.runtime import bandwidth
-from edge_gemma.runtime.bandwidth import array_bytes, last_level_cache, read_bandwidth, weights_per_token
+from edge_gemma.runtime.bandwidth import array_bytes, last_level_cache, read_bandwidth
 
 MIB = 1 << 20
 
@@ -70,24 +67,3 @@ def test_arrays_are_beyond_the_caches(
     monkeypatch.setattr(bandwidth, "last_level_cache", lambda: cache)
     monkeypatch.setattr(psutil, "virtual_memory", Memory)
     assert array_bytes() == expected * MIB
-
-
-@pytest.mark.parametrize(
-    ("weights", "stored", "read"),
-    [
-        # E2B as int4, its data file, and (codes + 8) bytes for each block of its matrices
-        (1_535_373_696, 1_362_191_360, 1_442_795_904),
-        # blocks of 64 values alone: packed 32 + 12 bytes, stored 32 + 4.5, read 32 + 8
-        (44_000_000, 36_500_000, 40_000_000),
-        (9_000_000, 9_000_500, 9_000_000),  # float32
-    ],
-)
-def test_weights_of_a_token(weights: int, stored: int, read: int, tiny_artifact: Path) -> None:
-    manifest = artifacts.read(tiny_artifact).manifest
-    sizes = {"decoder.onnx": 500, "decoder.onnx.data": stored, "audio_encoder.onnx.data": 10 * stored}
-    changed = dataclasses.replace(
-        manifest,
-        memory=dataclasses.replace(manifest.memory, weights=weights),
-        files={name: FileSpec(bytes=size, sha256="") for name, size in sizes.items()},
-    )
-    assert weights_per_token(changed) == pytest.approx(read, rel=0.0005)

@@ -12,7 +12,6 @@ import pytest
 from edge_gemma import artifact as artifacts
 from edge_gemma.errors import PromptError
 from edge_gemma.runtime import bench, bench_tasks
-from edge_gemma.runtime.bandwidth import weights_per_token
 from edge_gemma.runtime.bench import Figure
 from edge_gemma.runtime.bench_report import to_json
 from edge_gemma.runtime.bench_tasks import Answered, Decoded, Loaded, Speeds
@@ -59,7 +58,7 @@ class Faked:
         if task is bench_tasks.load_model:
             number = next(self.loads)
             here = (Path(__file__),)
-            return Loaded(seconds=number, peak_bytes=100 * number, context=64, files=here)
+            return Loaded(seconds=number, peak_bytes=100 * number, context=64, global_kv="int8", files=here)
         if task is bench_tasks.speeds:
             return self.speeds.pop(0)
         return Answered(
@@ -103,12 +102,13 @@ def test_the_order_of_a_round(tiny_artifact: Path, faked: Faked) -> None:
     assert found.memory["load"].values == (300, 500, 700)
     assert found.first_token["text"].seconds.values == (3.0, 3.0, 3.0)
     assert found.bandwidth is None and found.bound is None
+    assert (found.context, found.global_kv) == (64, "int8")
     own = {path for path in tiny_artifact.iterdir() if path.name != "manifest.json"}
     assert faked.evicted == [own | {Path(__file__)}] * 3  # the artifact's, and what loading mapped
 
 
 def test_a_share_is_of_the_bandwidth_of_its_moment(tiny_artifact: Path, faked: Faked) -> None:
-    weights = weights_per_token(artifacts.read(tiny_artifact).manifest)
+    weights = artifacts.read(tiny_artifact).manifest.memory.weights
     faked.speeds = [
         Speeds(prefill={}, decode={0: Decoded(tokens_per_second=speed, bytes_per_second=weights * bound)})
         for speed, bound in ((8.0, 10.0), (4.0, 5.0), (9.0, 20.0))

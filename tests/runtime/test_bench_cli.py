@@ -18,6 +18,7 @@ from edge_gemma.cli import run
 from edge_gemma.runtime import bench, bench_cli
 
 SMALL = ("--runs", "1", "--prefill", "20", "--decode-at", "0,40", "--tokens", "3", "--threads", "1")
+DECODING = "decoding of 3 tokens, global KV in float16"
 PATIENCE = 60  # seconds
 
 
@@ -75,7 +76,7 @@ def test_what_is_printed(tiny_artifact: Path, tmp_path: Path, capsys: pytest.Cap
     command = f"edge-gemma bench {tiny_artifact} {' '.join(SMALL)}"
     assert data["command"].split() == [*command.split()[:-2], "--html", str(page), *command.split()[-2:]]
     assert text[0] == "environment"
-    assert text.index(data["command"]) < text.index("prefill") < text.index("decoding of 3 tokens")
+    assert text.index(data["command"]) < text.index("prefill") < text.index(DECODING)
     assert list(data["results"]["prefill"]) == ["20"]
     figure = f"{data['results']['decode']['40']['tokens_per_second']['median']:.1f}"
     assert any(figure in line for line in text) and f"<td>{figure}</td>" in page.read_text("utf-8")

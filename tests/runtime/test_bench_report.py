@@ -39,6 +39,7 @@ def report() -> Report:
         tokens=32,
         threads=2,
         context=4096,
+        global_kv="int8",
         prefill={128: figure(61.5, 2), 2048: figure(57.25, 3)},
         decode={
             0: bench.Decode(tokens_per_second=figure(12.75, 1), share=figure(0.83, 0.1)),
@@ -109,6 +110,7 @@ def test_the_page_holds_every_figure(report: Report) -> None:
     assert cells == ["machine", "Some <CPU>", *shown]
     for figure in ("61.5", "57.2", "12.8", "83%", "271", "8.25", "5.75", "3.25", "28.4 GB/s", "19.7"):
         assert any(figure in cell for cell in cells), figure
+    assert "decoding of 32 tokens, global KV in int8" in page
     decode, prefill, memory, bound = drawings(page)
     assert {"12.8", "11.2", "0", "4096"} <= set(decode)
     assert {"61.5", "57.2", "128", "2048"} <= set(prefill)

@@ -11,13 +11,13 @@ import tokenizers
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from jinja2.exceptions import TemplateError
+from tables import runtime_tokenizer
 from tokenizers import AddedToken, decoders, models, normalizers
 from transformers import PreTrainedTokenizerFast
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from edge_gemma.errors import ArtifactError, PromptError
 from edge_gemma.runtime.chat import ChatTemplate, normalize
-from edge_gemma.runtime.tokenizer import Tokenizer
 
 GEMMA = """{{ bos_token }}
 {%- if messages[0]['role'] == 'system' -%}
@@ -95,7 +95,7 @@ def build_tokenizer() -> tokenizers.Tokenizer:
 
 
 gemma = ChatTemplate.from_source(GEMMA)
-tokenizer = Tokenizer(build_tokenizer())
+tokenizer = runtime_tokenizer(build_tokenizer())
 theirs = PreTrainedTokenizerFast(
     tokenizer_object=build_tokenizer(),
     bos_token="<bos>",

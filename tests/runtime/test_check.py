@@ -99,6 +99,7 @@ def test_what_is_left_out_is_said(
     lines = [line.strip() for line in out.splitlines()]
     assert f"left out    image: {why}" in lines and f"left out    audio: {why}" in lines
     assert "hard limit  none: not asked for" in lines
+    assert [line for line in lines if line.startswith("settings    global KV in float")]
     assert "\n  image" not in out
 
 

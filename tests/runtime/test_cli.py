@@ -146,7 +146,13 @@ def test_inspect(tiny_artifact: Path, capsys: pytest.CaptureFixture[str]) -> Non
         assert text in out
     assert re.search(r"decoder\.onnx\.data +\d+ KiB", out)
     assert re.search(r"mlp +4 +\d+ +fitted", out)
-    assert re.search(r"1024 .* \d+ MiB", out.partition("estimated resident memory")[2])
+    assert re.search(
+        r"KV cache +128 bytes a token in float16 or 64 bytes a token in int8, 512 a window row", out
+    )
+    estimates = out.partition("estimated resident memory")[2]
+    assert re.search(r"1024 +float16 .* \d+ MiB", estimates) and re.search(
+        r"1024 +int8 .* \d+ MiB", estimates
+    )
 
 
 def test_inspect_as_json(tiny_artifact: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -166,6 +172,15 @@ def test_inspect_finds_a_changed_byte(
     capsys.readouterr()
     assert run(["inspect", str(folder), "--verify"]) == 5
     assert "decoder.onnx.data is damaged" in only_line(capsys.readouterr().err)
+
+
+def test_a_global_kv_that_is_not_there(tiny_artifact: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["run", str(tiny_artifact), "hello", *GREEDY, "--global-kv", "int8"]) == 0
+    assert capsys.readouterr().err == ""
+    assert run(["run", str(tiny_artifact), "hello", *GREEDY, "--global-kv", "float32"]) == 2
+    line = only_line(capsys.readouterr().err)
+    assert line.startswith("error: global_kv is 'float32': ")
+    assert "has float16 and int8, choose of these or export it again with --global-kv" in line
 
 
 def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -79,6 +80,28 @@ def test_how_it_is_loaded_does_not_change_the_answer(
 ) -> None:
     with edge_gemma.load(artifact, context=CONTEXT, **{"threads": 1} | options) as other:
         assert other.generate(PROMPT, **GREEDY).text == model.generate(PROMPT, **GREEDY).text
+
+
+def test_global_kv_is_chosen_at_loading(tiny_artifact: Path, artifact: Path, tmp_path: Path) -> None:
+    """The answer is that of an artifact exported so; without a word it is the recipe's own."""
+    recipe = find_recipe("int4")
+    exported = replace(recipe, kv_cache=recipe.kv_cache | {"global": "int8"})
+    export(open_checkpoint("synthetic:tiny"), exported, tmp_path / "int8")
+    options = [
+        (tiny_artifact, None),
+        (tiny_artifact, "float16"),
+        (tiny_artifact, "int8"),
+        (tmp_path / "int8", None),
+    ]
+    found = []
+    for folder, global_kv in options:
+        with edge_gemma.load(folder, context=CONTEXT, threads=1, global_kv=global_kv) as model:
+            found.append((model.plan.global_kv, model.generate(PROMPT, **GREEDY).text))
+    assert [kv for kv, _ in found] == ["float16", "float16", "int8", "int8"]
+    texts = [text for _, text in found]
+    assert texts[0] == texts[1] != texts[2] == texts[3]
+    with pytest.raises(PromptError, match="global_kv is 'int8': .* has float32, choose of these or export"):
+        edge_gemma.load(artifact, global_kv="int8")
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 9])
@@ -269,7 +292,7 @@ def test_no_file_stays_open(tiny_artifact: Path) -> None:
     assert sorted(os.listdir("/proc/self/fd")) == before
 
 
-@pytest.mark.parametrize("name", ["tokenizer.json", "chat_template.jinja", "decoder.onnx"])
+@pytest.mark.parametrize("name", ["tokenizer.bin", "chat_template.jinja", "decoder.onnx"])
 @pytest.mark.parametrize("filling", [b"\xff", b"{%"])
 def test_a_damaged_file_is_named(name: str, filling: bytes, tiny_artifact: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(tiny_artifact, tmp_path / "copy")

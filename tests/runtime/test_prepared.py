@@ -231,10 +231,43 @@ def test_an_artifact_that_was_exported_again(tiny_artifact: Path, tmp_path: Path
     assert new != old and entries(cache) == [new.parent.name]
 
 
+def test_each_global_kv_has_its_entry(artifact: Artifact, cache: Path) -> None:
+    """One does not replace the other; their answers are those of their graphs."""
+    graphs = [prepare(artifact, cache, global_kv=kv, threads=1) for kv in ("float16", "int8", "float16")]
+    assert graphs[0] == graphs[2] == find(artifact, cache) != graphs[1]
+    assert find(artifact, cache, global_kv="int8") == graphs[1]
+    assert entries(cache) == sorted(graph.parent.name for graph in graphs[:2])
+    found = []
+    for kv in ("float16", "int8"):
+        decoder = open_decoder(artifact, cache, global_kv=kv, threads=1)
+        assert decoder.prepared and decoder.spec.global_kv == kv
+        found.append(logits(decoder, artifact))
+        assert np.array_equal(found[-1], logits(Decoder(artifact, global_kv=kv, threads=1), artifact))
+    assert not np.array_equal(*found)
+    assert forget(cache, artifact.folder) > 0 and entries(cache) == []
+
+
+def test_both_entries_of_an_older_export_go(tiny_artifact: Path, tmp_path: Path, cache: Path) -> None:
+    """And only what onnxruntime refuses goes of those of this one."""
+    folder = shutil.copytree(tiny_artifact, tmp_path / "artifact")
+    for kv in ("float16", "int8"):
+        prepare(artifacts.read(folder), cache, global_kv=kv, threads=1)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"]["decoder.onnx.data"]["sha256"] = "0" * 64
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    again = artifacts.read(folder)
+    new = prepare(again, cache, global_kv="int8", threads=1)
+    assert entries(cache) == [new.parent.name]
+    own = prepare(again, cache, threads=1)
+    own.write_bytes(b"no graph".ljust(own.stat().st_size))
+    assert not open_decoder(again, cache, threads=1).prepared
+    assert entries(cache) == [new.parent.name]
+
+
 def test_no_room(
     artifact: Artifact, cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(prepared, "_bytes_needed", lambda _: 1 << 60)
+    monkeypatch.setattr(prepared, "_bytes_needed", lambda *_: 1 << 60)
     with pytest.raises(CacheError, match=r"free and 1073741824.00 GiB are needed: make room, or name"):
         prepare(artifact, cache)
     assert not open_decoder(artifact, cache, threads=1).prepared
@@ -306,6 +339,11 @@ def test_prepare_command(
     graph = find(artifact, cache)
     assert graph and report["prepared"] == str(graph.parent)
     assert report["bytes"] == sum(file.stat().st_size for file in graph.parent.iterdir())
+    assert report["global_kv"] == "float16"
+    assert run(["prepare", str(tiny_artifact), *options, "--global-kv", "int8"]) == 0
+    assert "is prepared, global KV in int8: " in capsys.readouterr().out and len(entries(cache)) == 2
+    assert run(["prepare", str(tiny_artifact), *options, "--global-kv", "float32"]) == 2
+    assert capsys.readouterr().err.startswith("error: global_kv is 'float32': ")
     assert run(["prepare", "--remove", str(tiny_artifact), *options]) == 0
     assert capsys.readouterr().out.startswith("removed ") and entries(cache) == []
     assert run(["prepare", *options]) == 2
