@@ -11,19 +11,17 @@ from tokenizers import Tokenizer
 from edge_gemma.export.synthetic import SyntheticCheckpoint
 from edge_gemma.export.tokenizer_tables import write_tables
 from edge_gemma.models import MODELS, TOKENIZER_BYTES, foretell, model_name, text_config
-from edge_gemma.planning import settle
+from edge_gemma.planning import TURNS, settle
 from edge_gemma.recipes import load_recipes
 
 MIB = 1 << 20
 RECIPES = load_recipes()
 
 
-@pytest.mark.parametrize(("model", "measured"), [("E2B", 1774), ("E4B", 2974)])
-def test_the_decoder_needs_what_was_measured(model: str, measured: int) -> None:
-    """VmHWM of docs/memory.md, from when the tokenizers library held the vocabulary: in 84 MiB more."""
-    needs = foretell(model, RECIPES["int4"])
-    found = sum(settle(needs, context=4096).phases["text"].values()) / MIB
-    assert found + 84 == pytest.approx(measured, rel=0.01)
+def test_a_conversation_needs_what_was_measured() -> None:
+    """VmHWM of `edge-gemma check` on E2B int4 at 4096 tokens, docs/memory.md."""
+    needs = foretell("E2B", RECIPES["int4"])
+    assert settle(needs, context=4096, encoders=TURNS).peak / MIB == pytest.approx(1719, rel=0.02)
 
 
 @pytest.mark.parametrize(("kind", "measured"), [("audio", 863), ("image", 739)])

@@ -117,11 +117,11 @@ def test_memory_grows_by_need() -> None:
     arrays = [array for _, key, value in cache.arrays() for array in (key, value)]
     size = sum(array.nbytes for array in arrays)
     assert size == 128 * MIB
-    assert resident_bytes() - before < 16 * MIB
+    assert resident_bytes() - before < 32 * MIB  # what else this process does in the meantime included
     rows = cache.extend(512)["global"]
     for array in arrays:
         array[:, :, :rows] = 1
-    assert resident_bytes() - before < 24 * MIB
+    assert resident_bytes() - before < 40 * MIB
     for array in arrays:
         array[:] = 1
     assert resident_bytes() - before > size // 2  # the measure sees what is written
