@@ -41,8 +41,10 @@ from edge_gemma.runtime.embeddings import EmbeddingStore
 from edge_gemma.runtime.session import Decoder
 from edge_gemma.runtime.tokenizer import Tokenizer
 
-LAYERS = ("attention", "attention_output", "mlp")
+ATTENTION = ("attention", "attention_output")
+LAYERS = (*ATTENTION, "mlp")
 Q4_0 = "Q4_0"
+PLAIN = "4 bits in all of attention"
 
 
 def q4_0_matrix(weight: torch.Tensor, fmt: MatrixFormat) -> BlockQuantized:
@@ -57,7 +59,7 @@ def q4_0_matrix(weight: torch.Tensor, fmt: MatrixFormat) -> BlockQuantized:
 
 
 def variants() -> Iterator[Recipe]:
-    """The built-in recipes, then int4 with one thing changed at a time."""
+    """The built-in recipes, Q4_0, int4 with 4 bits in all of attention, and that with one thing changed."""
     built_in = load_recipes()
     yield from built_in.values()
     int4 = built_in["int4"]
@@ -66,6 +68,8 @@ def variants() -> Iterator[Recipe]:
     eight = {kind: RowFormat(bits=8, block=32) for kind in int4.rows}
     head = {"head": MatrixFormat(bits=8, block=32, zero_points=False)}
     yield replace(int4, name=Q4_0, matrices=int4.matrices | quarter | head, rows=eight)
+    int4 = replace(int4, name=PLAIN, matrices=int4.matrices | {"attention": int4.matrices["mlp"]})
+    yield int4
 
     def change(name: str, kinds: Sequence[str], bits: int, block: int, zero_points: bool) -> Recipe:
         fmt = MatrixFormat(bits=bits, block=block, zero_points=zero_points)
@@ -77,9 +81,9 @@ def variants() -> Iterator[Recipe]:
             yield change(name, LAYERS, 4, block, zero_points)
     for bits, block in ((4, 32), (4, 64), (4, 128), (8, 128)):
         yield change(f"head: {bits} bits, block {block}", ["head"], bits, block, bits == 4)
-    for kind in LAYERS:
-        yield change(f"{kind}: 8 bits", [kind], 8, 128, False)
-    yield change("attention, head: 8 bits", ["attention", "attention_output", "head"], 8, 128, False)
+    for kinds in (ATTENTION, ("mlp",)):
+        yield change(f"{kinds[0]}: 8 bits", kinds, 8, 128, False)
+    yield change("attention, head: 8 bits", [*ATTENTION, "head"], 8, 128, False)
     for kind in ("altup", "laurel", "per_layer_input"):
         yield change(f"{kind}: 4 bits", [kind], 4, 128, True)
     yield replace(

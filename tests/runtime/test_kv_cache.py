@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from typing import Any
 
 import numpy as np
@@ -109,22 +110,32 @@ def test_a_window_beyond_the_context_takes_no_more_than_the_context() -> None:
 
 
 def test_memory_grows_by_need() -> None:
-    """Of a buffer for 32,768 tokens only the rows that were written are resident."""
+    """Of a buffer for 32,768 tokens only the rows that were written are resident; in a process of its own,
+    since others come and go in this one's memory."""
+    work = multiprocessing.get_context("spawn")
+    with work.Pool(1) as pool:
+        reserved, some, full = pool.apply(_grow)
+    assert reserved < 16 * MIB
+    assert some < 24 * MIB
+    assert full > 100 * MIB  # the measure sees what is written
+
+
+def _grow() -> tuple[int, int, int]:
+    """Resident bytes that a buffer of 128 MiB adds: reserved, with 512 of its rows written, and in full."""
     before = resident_bytes()
     cache = KvCache(
         make_spec(512, make_buffer(0, "global", heads=2, head_dim=256)), context=32_768, chunk=512
     )
     arrays = [array for _, key, value in cache.arrays() for array in (key, value)]
-    size = sum(array.nbytes for array in arrays)
-    assert size == 128 * MIB
-    assert resident_bytes() - before < 32 * MIB  # what else this process does in the meantime included
+    assert sum(array.nbytes for array in arrays) == 128 * MIB
+    found = [resident_bytes() - before]
     rows = cache.extend(512)["global"]
     for array in arrays:
         array[:, :, :rows] = 1
-    assert resident_bytes() - before < 40 * MIB
+    found.append(resident_bytes() - before)
     for array in arrays:
         array[:] = 1
-    assert resident_bytes() - before > size // 2  # the measure sees what is written
+    return found[0], found[1], resident_bytes() - before
 
 
 @pytest.mark.parametrize("tokens", [0, 1, 7, 20, 33])
