@@ -64,9 +64,8 @@ class Decoder:
         """The session, loaded again after `give_way` closed it."""
         if self._session is None:
             self._session = open_session(self._graph, self._threads, prepared=self.prepared)
-            drop_pages(
-                {self._data}
-            )  # scales and zero points are read once: the packed matrices have their own
+            # Scales and zero points are read once: the packed matrices have their own.
+            drop_pages({self._data})
             self._binding = self._session.io_binding()
             self._bound: KvCache | None = None
         return self._session
