@@ -33,6 +33,7 @@ class FirstLayers:
         self._whole = whole
         self.name = f"{whole.name}, first {layers} of {text.num_hidden_layers} layers"
         self.revision = whole.revision
+        self.submodel = whole.submodel
         self.config_json: dict[str, Any] = copy.deepcopy(whole.config_json)
         self.config_json.get("text_config", self.config_json).update(
             num_hidden_layers=layers,

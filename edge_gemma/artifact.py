@@ -18,7 +18,7 @@ from edge_gemma.errors import ArtifactError, FormatVersionError, PromptError
 from edge_gemma.schema import SchemaError, from_dict
 from edge_gemma.tokenizer_spec import TokenizerSpec
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 MANIFEST = "manifest.json"
 EMBEDDINGS = "embeddings.bin"
 DECODER = "decoder.onnx"
@@ -63,8 +63,8 @@ class DecoderSpec:
 
     One call takes S tokens and returns the logits of the last `num_logits` of them. Inputs, besides the KV
     buffers: inputs_embeds [B, S, H], per_layer_inputs [B, S, L, P], position_ids [B, S] (absolute),
-    num_logits [1], and sliding_rows / global_rows [B]: how many rows the KV buffers of that kind hold after
-    this call. A sliding buffer needs room for sliding_window - 1 + S rows.
+    num_logits [1], sliding_rows / global_rows [B]: how many rows the KV buffers of that kind hold after this
+    call, and, of an elastic artifact, level [1]: which of its sub-models computes. A sliding buffer needs room for sliding_window - 1 + S rows.
     """
 
     file: str
@@ -184,6 +184,17 @@ class ParameterSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LevelSpec:
+    """One of the nested sub-models of an elastic artifact; the decoder's input `level` is its index."""
+
+    name: str
+    layers: int
+    widths: tuple[int, ...]  # feed-forward width by layer of the widest level; 0: the layer is left out
+    effective_parameters: int
+    weights: int  # bytes of the matrices that a token reads, as onnxruntime packs them
+
+
+@dataclass(frozen=True, kw_only=True)
 class MemorySpec:
     """What the decoder needs in memory, in bytes; edge_gemma.memory adds it up for a context length."""
 
@@ -217,6 +228,7 @@ class Manifest:
     recipe: str
     recipe_details: dict[str, Any]
     parameters: ParameterSpec
+    levels: tuple[LevelSpec, ...]  # narrowest first, the last is the whole model; empty: not elastic
     vocab_size: int
     max_context: int
     tokens: TokenSpec
@@ -236,6 +248,18 @@ class Manifest:
     def decoders(self) -> dict[str, DecoderSpec]:
         """The decoder graphs by dtype of the global layers' KV cache; the first is the recipe's own."""
         return {spec.global_kv: spec for spec in (self.decoder, self.decoder_int8_kv) if spec}
+
+    def level(self, name: str) -> int:
+        """The index of a level of an elastic artifact.
+
+        Raises:
+            PromptError: there is none of that name.
+        """
+        names = [level.name for level in self.levels]
+        if name not in names:
+            known = f"has the levels {', '.join(names)}" if names else "is not elastic and has no levels"
+            raise PromptError(f"there is no level {name!r}: this artifact {known}")
+        return names.index(name)
 
     def save(self, folder: Path) -> None:
         (folder / MANIFEST).write_text(json.dumps(dataclasses.asdict(self), indent=1) + "\n", "utf-8")

@@ -1,4 +1,7 @@
-"""Which model under which recipe fits a memory budget, and what would fit where none of them does."""
+"""Which model under which recipe fits a memory budget, and what would fit where none of them does.
+
+submodel_choice.py compares sub-models of one model.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from edge_gemma.planning import CHUNKS, TURNS, Needs, Plan, longest, plan, settl
 from edge_gemma.recipes import Recipe, load_recipes
 
 ROUND = 256  # tokens: an estimate is not exact to the token
+DEFAULT_CONTEXT = 4096  # tokens
 MIB = 1 << 20
 INT8 = "int8"
 
@@ -26,6 +30,11 @@ class Candidate:
     limit: int  # tokens of context that the model was made for
     needs: Needs
     plan: Plan  # the fastest settings that fit; the most sparing ones where none does
+    submodel: str | None = None  # its name, where it is a part of a model
+
+    @property
+    def title(self) -> str:
+        return f"{self.submodel or self.model or 'this model'} {self.recipe}"
 
     @property
     def longest(self) -> int:
@@ -53,6 +62,7 @@ def of_artifact(manifest: Manifest, *, context: int, budget: int) -> Candidate:
     needs = Needs.of(manifest)
     return Candidate(
         model=model_of(manifest),
+        submodel=manifest.submodel,
         recipe=manifest.recipe,
         quantized=manifest.recipe_details["matrices"]["mlp"] is not None,
         limit=manifest.max_context,
@@ -89,9 +99,8 @@ def advise(asked: Sequence[Candidate]) -> str:
         *_others(nearest, asked),
         f"a budget of {-(-nearest.plan.peak // MIB)}MiB",
     ]
-    name = f"{nearest.model or 'this model'} {nearest.recipe}"
     return (
-        f"nothing fits {format_bytes(budget)} at {context} tokens of context, {name} needs "
+        f"nothing fits {format_bytes(budget)} at {context} tokens of context, {nearest.title} needs "
         f"{format_bytes(nearest.plan.peak)}: what would fit is {' or '.join(ideas)}"
     )
 
@@ -99,7 +108,7 @@ def advise(asked: Sequence[Candidate]) -> str:
 def _shorter(asked: Sequence[Candidate]) -> list[str]:
     best = max(asked, key=lambda c: c.longest)
     tokens = best.longest
-    return [f"a context of {tokens} tokens ({best.model or 'this model'} {best.recipe})"] if tokens else []
+    return [f"a context of {tokens} tokens ({best.title})"] if tokens else []
 
 
 def _smaller_cache(c: Candidate) -> list[str]:

@@ -4,6 +4,7 @@
     ├── CheckpointError      the source of an export cannot be read, or is not Gemma 3n
     ├── RecipeError          a quantization recipe is unknown or malformed
     ├── DeviceError          a device profile is unknown or malformed
+    ├── SubmodelError        a sub-model is unknown or malformed, or is none of the checkpoint's
     ├── ExportError          the export cannot be completed (a full disk, an existing target)
     ├── ArtifactError        an artifact is missing, damaged, or not one this version reads
     │   └── FormatVersionError   it was written by a newer edge-gemma
@@ -41,6 +42,12 @@ class RecipeError(EdgeGemmaError):
 
 class DeviceError(EdgeGemmaError):
     """A device profile is unknown or malformed."""
+
+    exit_code = 2
+
+
+class SubmodelError(EdgeGemmaError):
+    """A sub-model is unknown or malformed, or is none of the checkpoint's."""
 
     exit_code = 2
 

@@ -59,6 +59,11 @@ def resident_bytes() -> int:
     return int(psutil.Process().memory_info().rss)
 
 
+def reachable_bytes() -> int:
+    """What this process takes now and what the system could still give it."""
+    return resident_bytes() + int(psutil.virtual_memory().available)
+
+
 def peak_resident_bytes() -> int:
     """Highest resident memory of this process so far (VmHWM); the current one where it is not recorded."""
     try:

@@ -62,10 +62,15 @@ def model_of(manifest: Manifest) -> str | None:
 
 def foretell(name: str, recipe: Recipe) -> Needs:
     """What a model, with both encoders, will need in memory once it is exported under a recipe."""
+    return foretell_shape(text_config(name), recipe)
+
+
+def foretell_shape(text: TextConfig, recipe: Recipe) -> Needs:
+    """The same of a decoder of any shape with Gemma 3n's tokenizer and encoders."""
     encoders = {
         kind: packed_bytes(shape, fmt) + scale_bytes(shape, fmt) + working
         for kind, (weights, working) in ENCODERS.items()
         for shape, fmt in [((1, weights), recipe.matrices[TOWERS[kind]])]
     }
-    decoder = memory_spec(text_config(name), recipe, TOKENIZER_BYTES)
+    decoder = memory_spec(text, recipe, TOKENIZER_BYTES)
     return Needs(decoder=decoder, global_kv=recipe.global_kv, encoders=encoders)

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 CHUNKS = (DEFAULT_CHUNK, 64, 32, 16)
 # What of a decoder stays when its weights are elsewhere: the graph, the session's tables.
 AWAY_BYTES = 24 << 20
+# What of an elastic decoder is in memory at once while it loads: its pages are dropped (runtime.residency).
+LOADED_BYTES = 1 << 30
 # How the encoders and the decoder share memory, the fastest first.
 KEPT = "kept"  # encoders stay loaded
 BESIDE = "beside"  # an encoder is loaded beside the decoder when needed, and released
@@ -33,12 +35,19 @@ class Needs:
     # dtypes of the global layers' KV cache to choose from; `decoder` has the first
     global_kv: tuple[str, ...] = ("float16",)
     encoders: dict[str, int] = field(default_factory=dict)  # "audio", "image" → bytes added while it works
+    # of an elastic artifact: bytes of the widest level's weights, where `decoder` has those of a level
+    widest: int | None = None
 
     @classmethod
-    def of(cls, manifest: Manifest) -> Needs:
-        """Those of an artifact."""
-        parts = cls.of_parts(manifest.memory, manifest.audio, manifest.vision)
-        return replace(parts, global_kv=tuple(manifest.decoders))
+    def of(cls, manifest: Manifest, level: int | None = None) -> Needs:
+        """Those of an artifact; of an elastic one, at the level of this index, the widest by default."""
+        decoder = manifest.memory
+        levels = manifest.levels
+        if levels:
+            decoder = replace(decoder, weights=levels[-1 if level is None else level].weights)
+        parts = cls.of_parts(decoder, manifest.audio, manifest.vision)
+        widest = manifest.memory.weights if levels else None
+        return replace(parts, global_kv=tuple(manifest.decoders), widest=widest)
 
     @classmethod
     def of_parts(cls, decoder: MemorySpec, audio: AudioSpec | None, vision: VisionSpec | None) -> Needs:
@@ -70,8 +79,27 @@ class Plan:
         return max(sum(parts.values()) for parts in self.phases.values())
 
     @property
+    def answering(self) -> int:
+        """Highest resident memory once the model is loaded, in bytes."""
+        return max(sum(parts.values()) for name, parts in self.phases.items() if name != "load")
+
+    @property
     def fits(self) -> bool:
         return self.budget is None or self.peak <= self.budget
+
+    def at_weights(self, weights: int) -> Plan:
+        """The same settings with another level of an elastic artifact, whose weights take so many bytes.
+
+        Packed in memory of their own, the weights of all levels are there whichever runs.
+        """
+        if not self.prepared:
+            return self
+        before = self.phases["text"]["weights"]
+        phases = {
+            name: parts | {"weights": weights} if name != "load" and parts["weights"] == before else parts
+            for name, parts in self.phases.items()
+        }
+        return replace(self, phases=phases)
 
 
 def settle(
@@ -87,11 +115,15 @@ def settle(
     """The memory that given settings take; by default the KV cache is the recipe's own."""
     global_kv = global_kv or needs.global_kv[0]
     parts = estimate(needs.decoder_with(global_kv), context, chunk)
+    if not prepared:  # packed in memory of their own, all levels' weights stay
+        parts["weights"] = needs.widest or parts["weights"]
     loading = parts.pop("loading")
     working = {name: parts.pop(name) for name in ("kv", "scratch")}
     # A packed matrix from the cache is compared with one packed from the original, which is mapped for it.
     again = needs.decoder.largest_matrix if prepared else 0
     phases = {"load": parts | {"loading": loading + again}}
+    if needs.widest and prepared:
+        phases["load"]["weights"] = min(parts["weights"], LOADED_BYTES)
     kept = {kind: size for kind, size in needs.encoders.items() if encoders == KEPT}
     phases["text"] = parts | working | kept
     for kind, size in needs.encoders.items():

@@ -11,6 +11,7 @@ from edge_gemma.schema import SchemaError, from_dict
 from edge_gemma.yaml_file import read_entries
 
 BUILT_IN = Path(__file__).with_name("recipes.yaml")
+DEFAULT_RECIPE = "int4"
 MATRIX_KINDS = (
     "attention",
     "attention_output",

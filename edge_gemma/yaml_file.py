@@ -1,4 +1,4 @@
-"""Data files that users may write themselves: recipes and devices, by name."""
+"""Data files that users may write themselves: recipes, devices and sub-models, by name."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from typing import Any
 
 from edge_gemma.errors import DependencyError, EdgeGemmaError
 
+PAGES = {"recipe": "quantization", "device": "devices", "sub-model": "matformer"}
+
 
 def read_entries(path: Path, kind: str, error: type[EdgeGemmaError]) -> dict[str, dict[str, Any]]:
-    """The entries of a YAML file, each a mapping. `kind`, "recipe" or "device", names them in errors.
+    """The entries of a YAML file, each a mapping. `kind`, one of PAGES, names them in errors.
 
     Raises:
         error: the file is missing, cannot be read, or holds something else.
@@ -21,8 +23,7 @@ def read_entries(path: Path, kind: str, error: type[EdgeGemmaError]) -> dict[str
     try:
         data = yaml.safe_load(path.read_text("utf-8"))
     except FileNotFoundError:
-        page = {"recipe": "docs/quantization.md", "device": "docs/devices.md"}[kind]
-        raise error(f"{path} does not exist: expected a {kind} file, see {page}") from None
+        raise error(f"{path} does not exist: expected a {kind} file, see docs/{PAGES[kind]}.md") from None
     except OSError as reason:
         raise error(f"{path} cannot be read: {reason.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as reason:

@@ -29,6 +29,7 @@ class Checkpoint(Protocol):
 
     name: str
     revision: str | None
+    submodel: str | None  # name of the sub-model of the source that this is; None: all of it
     config: ModelConfig
     config_json: dict[str, Any]  # what config was read from; transformers builds the towers from it
 
@@ -83,6 +84,8 @@ class FolderCheckpoint:
 
     Files are opened for each read and closed again, so that their mapped pages do not add up in memory.
     """
+
+    submodel: str | None = None
 
     def __init__(self, folder: Path, *, name: str | None = None, revision: str | None = None) -> None:
         self.folder = folder

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,21 +13,24 @@ from typing import TYPE_CHECKING
 import click
 
 from edge_gemma.artifact import Artifact, Manifest, read
+from edge_gemma.candidates import DEFAULT_CONTEXT, advise
 from edge_gemma.console import print_table, show_progress
 from edge_gemma.devices import find_device
-from edge_gemma.errors import EdgeGemmaError
+from edge_gemma.errors import BudgetError, EdgeGemmaError, PromptError, SubmodelError
 from edge_gemma.export.checkpoint import Checkpoint, open_checkpoint
-from edge_gemma.export.pipeline import export
+from edge_gemma.export.matformer import SlicedCheckpoint
+from edge_gemma.export.pipeline import export, has_tower
 from edge_gemma.export.verify import PROMPTS, verify
-from edge_gemma.memory import format_bytes, peak_resident_bytes
-from edge_gemma.models import model_name
+from edge_gemma.memory import format_bytes, parse_bytes, peak_resident_bytes
+from edge_gemma.models import TOWERS, model_name
 from edge_gemma.progress import Progress
-from edge_gemma.recipes import KV_DTYPES, find_recipe
+from edge_gemma.recipes import DEFAULT_RECIPE, KV_DTYPES, Recipe, find_recipe
+from edge_gemma.submodel_choice import SOURCE, Chooser, explain
+from edge_gemma.submodels import block_of, find_submodel, published_names
 
 if TYPE_CHECKING:
     from edge_gemma.export.verify_encoders import EncoderReport
 
-DEFAULT_RECIPE = "int4"
 # recipe → largest relative error and smallest argmax agreement that pass without options
 TOLERANCES = {"fp32": (1e-4, 1.0)}
 ENCODER_TOLERANCE = 1e-3  # largest relative error of an fp32 encoder
@@ -52,6 +56,21 @@ class VerificationError(EdgeGemmaError):
 @click.option(
     "--vision/--no-vision", default=True, help="Export the vision encoder, where there is one. [yes]"
 )
+@click.option(
+    "--submodel",
+    metavar="NAME|FILE.yaml",
+    help="MatFormer sub-model to export: a published one of E4B, such as E2.98B-layer, or one of your own.",
+)
+@click.option(
+    "--memory",
+    metavar="SIZE",
+    help="Export the published sub-model that is best of those that fit this much memory, such as 2GiB.",
+)
+@click.option(
+    "--context",
+    type=click.IntRange(1),
+    help=f"With --memory: tokens of prompt and answer. [{DEFAULT_CONTEXT}]",
+)
 @click.option("--revision", help="Branch, tag or commit of a hub id.")
 @click.option("--token", envvar="HF_TOKEN", help="Hub token, for gated models. [env: HF_TOKEN]")
 @click.option("--overwrite", is_flag=True, help="Replace an artifact that is already there.")
@@ -64,6 +83,9 @@ def export_command(
     global_kv: str | None,
     audio: bool,
     vision: bool,
+    submodel: str | None,
+    memory: str | None,
+    context: int | None,
     revision: str | None,
     token: str | None,
     overwrite: bool,
@@ -72,11 +94,21 @@ def export_command(
     """Make an artifact of SOURCE: a checkpoint folder, a hub id such as google/gemma-3n-E2B-it, or
     synthetic:E2B, synthetic:E4B, synthetic:tiny, synthetic:tiny-media (random weights of that shape)."""
     began = time.perf_counter()
+    if memory and submodel:
+        raise PromptError("--memory chooses the sub-model: leave --memory or --submodel out")
+    if context and not memory:
+        raise PromptError("--context is about --memory: give both or neither")
     profile = find_device(device) if device else None
     chosen = find_recipe(recipe or (profile.recipe if profile else DEFAULT_RECIPE))
     if global_kv:
         chosen = replace(chosen, kv_cache=chosen.kv_cache | {"global": global_kv})
     checkpoint = open_checkpoint(source, revision=revision, token=token)
+    if memory:
+        media = [kind for kind, asked in (("audio", audio), ("vision", vision)) if asked]
+        submodel = _best_submodel(checkpoint, chosen, parse_bytes(memory), context or DEFAULT_CONTEXT, media)
+    if submodel:
+        part = find_submodel(submodel, checkpoint.config.text)
+        checkpoint = SlicedCheckpoint(checkpoint, part, block=block_of(chosen))
     if profile and (found := model_name(checkpoint.config.text)) != profile.model:
         click.echo(
             f"warning: {source} is {found or 'neither E2B nor E4B'}, and {profile.model} is recommended for "
@@ -100,13 +132,39 @@ def export_command(
         total = sum(f.bytes for f in manifest.files.values())
         click.echo(
             f"{output}: {format_bytes(total)} in {len(manifest.files)} files, recipe {manifest.recipe}"
+            + (f", sub-model {manifest.submodel}" if manifest.submodel else "")
         )
         click.echo(f"exported in {seconds:.0f} s, peak memory {format_bytes(peak_resident_bytes())}")
+
+
+def _best_submodel(
+    checkpoint: Checkpoint, recipe: Recipe, budget: int, context: int, media: Sequence[str]
+) -> str:
+    """Name of the published sub-model that `edge-gemma plan --source` ranks first, with these encoders."""
+    if (found := model_name(checkpoint.config.text)) != SOURCE:
+        raise SubmodelError(
+            f"{checkpoint.name} is {found or 'neither E2B nor E4B'}, and --memory chooses among published "
+            f"sub-models of {SOURCE}: leave --memory out"
+        )
+    limit = checkpoint.config.text.max_position_embeddings
+    if context > limit:
+        raise PromptError(f"context is {context}: expected at most the {limit} tokens of this model")
+    encoders = [kind for kind, tower in TOWERS.items() if tower in media and has_tower(checkpoint, tower)]
+    ranked = Chooser(recipe, context=context, budget=budget, encoders=encoders).ranked()
+    if not ranked[0].fits:
+        raise BudgetError(advise([choice.candidate for choice in ranked]))
+    click.echo(explain(ranked), err=True)
+    return ranked[0].name
 
 
 @click.command()
 @click.argument("artifact", type=click.Path(path_type=Path))
 @click.option("--against", required=True, help="The checkpoint: a folder, hub id or synthetic:NAME.")
+@click.option(
+    "--submodel",
+    metavar="NAME|FILE.yaml",
+    help="Sub-model of the checkpoint to compare with. [the one that ARTIFACT names, if it is published]",
+)
 @click.option("--revision", help="Branch, tag or commit of a hub id.")
 @click.option("--token", envvar="HF_TOKEN", help="Hub token, for gated models. [env: HF_TOKEN]")
 @click.option("--prompt", "prompts", multiple=True, help="Prompt to compare on; may be repeated.")
@@ -119,6 +177,7 @@ def export_command(
 def verify_command(
     artifact: Path,
     against: str,
+    submodel: str | None,
     revision: str | None,
     token: str | None,
     prompts: tuple[str, ...],
@@ -133,6 +192,13 @@ def verify_command(
     opened = read(artifact)
     recipe = opened.manifest.recipe
     checkpoint = open_checkpoint(against, revision=revision, token=token)
+    own = opened.manifest.submodel
+    if own and not submodel and own not in published_names():
+        raise SubmodelError(
+            f"{artifact} holds {own!r}, which is not published: give its file with --submodel"
+        )
+    if part := submodel or own:
+        checkpoint = SlicedCheckpoint(checkpoint, find_submodel(part, checkpoint.config.text))
     with show_progress() as progress:
         report = verify(
             artifact, checkpoint, prompts=prompts or PROMPTS, new_tokens=new_tokens, progress=progress
@@ -188,6 +254,7 @@ def _summary(manifest: Manifest, output: Path, seconds: float) -> dict[str, obje
     return {
         "output": str(output),
         "source": manifest.source.name,
+        "submodel": manifest.submodel,
         "recipe": manifest.recipe,
         "files": {name: spec.bytes for name, spec in manifest.files.items()},
         "text_parameters": manifest.parameters.text,

@@ -4,18 +4,21 @@ Shapes: B batch, S tokens of this call, R ≤ S rows that go on to the logits, H
 L layers, P per-layer width. Formulas follow transformers' modeling_gemma3n.py; AltUp is the paper
 "Alternating Updates for Efficient Transformers" (NeurIPS 2023).
 
-Two things differ from the reference in form, not in result:
+Three things differ from the reference in form, not in result:
 
 - Layers that share the KV of earlier layers own none, so only the rows that go on to the logits need them:
   the streams are cut to the last `num_logits` rows before the first shared layer. Prefilling a prompt
   runs 20 of E2B's 30 layers (20 of E4B's 35) for all tokens but the last.
+- Levels of an elastic artifact share the graph: what only wider ones have is inside an `If` on the input
+  `level`, so that the narrowest is computed by the nodes of its own export, and the weights of the others are
+  not read.
 - The per-layer residual of a layer is added to the streams by the next layer's AltUp prediction, which is
   linear: M(X + f⊗m) = MX + f⊗(Mm).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -24,8 +27,10 @@ import numpy as np
 from edge_gemma.artifact import DecoderSpec
 from edge_gemma.export.altup import AltUp
 from edge_gemma.export.attention import Attention
+from edge_gemma.export.elastic import Levels, Segment
 from edge_gemma.export.weights import WeightedGraph
 from edge_gemma.shapes import head_shards
+from edge_gemma.submodels import Submodel
 
 
 @dataclass(frozen=True)
@@ -42,10 +47,14 @@ class DecoderBuilder:
     `advance` is called after every layer and every shard of the head.
     """
 
-    def __init__(self, graph: WeightedGraph, advance: Callable[[], None]) -> None:
+    def __init__(
+        self, graph: WeightedGraph, advance: Callable[[], None], levels: Sequence[Submodel] = ()
+    ) -> None:
         self.g = graph
         self.altup = AltUp(graph)
         self.advance = advance
+        self.levels = Levels(graph.config, levels)
+        self._reached: dict[int, str] = {}  # level → bool [1], whether the one that runs is it or a wider one
 
     def build(self, files: Mapping[str, str], data: str) -> dict[str, DecoderSpec]:
         """Build everything; the graph has a variant for each dtype of the global layers' KV cache.
@@ -66,6 +75,10 @@ class DecoderBuilder:
         )
         positions = g.input("position_ids", "int64", ("batch", "tokens"))
         start = g.op("Neg", g.input("num_logits", "int64", (1,)))
+        if len(self.levels) > 1:
+            running = g.input("level", "int64", (1,))
+            for level in range(1, len(self.levels)):
+                self._reached[level] = g.op("GreaterOrEqual", running, g.constant([level], np.int64))
         self.attention = Attention(g, positions, files)
 
         first = c.first_shared_layer
@@ -80,7 +93,7 @@ class DecoderBuilder:
                 tail = self._per_layer(x0, shared, first, c.num_hidden_layers)
                 rows = Rows(index, rows.per_layer + tail)
             with g.scope(f"layers.{layer}"):
-                streams, residual = self._layer(layer, streams, residual, rows)
+                streams, residual = self._layer_of_levels(layer, streams, residual, rows)
             self.advance()
         if first == c.num_hidden_layers:
             streams, residual = (self._last_rows(t, start) for t in (streams, residual))
@@ -142,8 +155,24 @@ class DecoderBuilder:
 
     # -- one layer --------------------------------------------------------------------------------------
 
-    def _layer(self, layer: int, streams: str, residual: str, rows: Rows) -> tuple[str, str]:
-        """One decoder layer: streams [B, S, N, H] and the residual still to be added, [B, S, H]."""
+    def _layer_of_levels(self, layer: int, streams: str, residual: str, rows: Rows) -> tuple[str, str]:
+        """The layer, where the level that runs has it."""
+        level = self.levels.first_level(layer)
+        if not level:
+            return self._layer(layer, streams, residual, rows, level)
+        g = self.g
+        with g.branch() as there:
+            results = self._layer(layer, streams, residual, rows, level)
+        with g.branch() as left_out:
+            same = [g.op("Identity", t) for t in (streams, residual)]
+        streams, residual = g.either(self._reached[level], (there, results), (left_out, same))
+        return streams, residual
+
+    def _layer(self, layer: int, streams: str, residual: str, rows: Rows, level: int) -> tuple[str, str]:
+        """One decoder layer: streams [B, S, N, H] and the residual still to be added, [B, S, H].
+
+        `level` is the narrowest that comes here.
+        """
         g = self.g
         predicted = self.altup.predict(streams, residual)
         active = self.altup.stream(predicted, 0)
@@ -152,7 +181,7 @@ class DecoderBuilder:
         attention = g.rms(self.attention.add(layer, normed, rows.positions), "post_attention_layernorm")
         summed = g.op("Add", g.op("Add", active, attention), laurel)
         hidden = g.op("Mul", summed, g.constant(2**-0.5))
-        forward = self._mlp(layer, g.rms(hidden, "pre_feedforward_layernorm"))
+        forward = self._mlp(layer, g.rms(hidden, "pre_feedforward_layernorm"), level)
         activated = g.op("Add", hidden, g.rms(forward, "post_feedforward_layernorm"))
         corrected = self.altup.correct(predicted, active, activated)
         return corrected, self._per_layer_residual(corrected, rows.per_layer[layer])
@@ -176,26 +205,74 @@ class DecoderBuilder:
             projected = g.linear(g.op("Mul", gated, per_layer), "per_layer_projection")
             return g.rms(projected, "post_per_layer_input_norm")
 
-    def _mlp(self, layer: int, x: str) -> str:
-        """Wd (gelu_tanh(gate) · up), the gate thinned to its Gaussian top part where the layer is sparse"""
+    def _mlp(self, layer: int, x: str, level: int) -> str:
+        """Wd (gelu_tanh(gate) · up), the gate thinned to its Gaussian top part where the layer is sparse.
+
+        Of several levels, the sum over the segments of the width that the one that runs has.
+        """
         g = self.g
         with g.scope("mlp"):
-            gate = g.linear(x, "mlp.gate_proj", "mlp")
+            segments = self.levels.segments(layer)
             sparsity = g.config.activation_sparsity_pattern[layer]
-            if sparsity > 0.0:
-                gate = self._gaussian_topk(gate, sparsity)
-            up = g.linear(x, "mlp.up_proj", "mlp")
-            return g.linear(g.op("Mul", g.op("Gelu", gate, approximate="tanh"), up), "mlp.down_proj", "mlp")
+            gates = [""] * len(segments)
+            if sparsity > 0.0:  # what is thinned depends on the whole width: all gates come first
+                gates = self._gates(x, segments, level)
+                gates = self._gaussian_topk(gates, sparsity)
+            total = ""
+            for segment, gate in zip(segments, gates, strict=True):
+                total = self._add_segment(total, x, gate, segment, level)
+            return total
 
-    def _gaussian_topk(self, gate: str, sparsity: float) -> str:
-        """relu(g - (mean + std·Φ⁻¹(sparsity))), population standard deviation"""
+    def _project(self, x: str, name: str, s: Segment) -> str:
+        """x · W[s]ᵀ with the gate's or up's rows of a segment"""
+        weight = self.g.tensor(f"mlp.{name}.weight")[s.first : s.last]
+        return self.g.matmul(x, weight, name, "mlp")
+
+    def _gates(self, x: str, segments: list[Segment], level: int) -> list[str]:
+        """Gate by segment: float32 [B, S, width], of width 0 where the level that runs has it not."""
+        g = self.g
+        gates: list[str] = []
+        for s in segments:
+            with g.branch() as there:
+                gate = self._project(x, "gate_proj", s)
+            if s.level <= level:
+                g.add(there)
+            else:
+                with g.branch() as left_out:
+                    none = [g.constant([0], np.int64) for _ in range(2)]
+                    empty = g.op("Slice", x, *none, g.constant([2], np.int64))
+                (gate,) = g.either(self._reached[s.level], (there, [gate]), (left_out, [empty]))
+            gates.append(gate)
+        return gates
+
+    def _add_segment(self, total: str, x: str, gate: str, s: Segment, level: int) -> str:
+        """total + Wd[:, s] (gelu_tanh(gate) · Wu[s] x); total where the level that runs has no such segment"""
+        g = self.g
+        with g.branch() as there:
+            gate = g.op("Gelu", gate or self._project(x, "gate_proj", s), approximate="tanh")
+            hidden = g.op("Mul", gate, self._project(x, "up_proj", s))
+            down = g.tensor("mlp.down_proj.weight")[:, s.first : s.last]
+            out = g.matmul(hidden, down, "down_proj", "mlp")
+            if total:
+                out = g.op("Add", total, out)
+        if s.level <= level:
+            g.add(there)
+            return out
+        with g.branch() as left_out:
+            same = g.op("Identity", total)
+        return g.either(self._reached[s.level], (there, [out]), (left_out, [same]))[0]
+
+    def _gaussian_topk(self, gates: list[str], sparsity: float) -> list[str]:
+        """relu(g - (mean + std·Φ⁻¹(sparsity))) by segment; population mean and deviation of them all"""
         g = self.g
         axis = g.constant([-1], np.int64)
         with g.scope("gaussian_topk"):
-            centered = g.op("Sub", gate, g.op("ReduceMean", gate, axis, keepdims=1))
-            variance = g.op("ReduceMean", g.op("Mul", centered, centered), axis, keepdims=1)
+            whole = g.op("Concat", *gates, axis=2) if len(gates) > 1 else gates[0]
+            mean = g.op("ReduceMean", whole, axis, keepdims=1)
+            centered = [g.op("Sub", part, mean) for part in ([whole] if len(gates) == 1 else [*gates, whole])]
+            variance = g.op("ReduceMean", g.op("Mul", centered[-1], centered[-1]), axis, keepdims=1)
             cutoff = g.op("Mul", g.op("Sqrt", variance), g.constant(NormalDist().inv_cdf(sparsity)))
-            return g.op("Relu", g.op("Sub", centered, cutoff))
+            return [g.op("Relu", g.op("Sub", part, cutoff)) for part in centered[: len(gates)]]
 
     # -- head -------------------------------------------------------------------------------------------
 

@@ -24,6 +24,7 @@ MICROSOFT = "com.microsoft"  # onnxruntime's contributed operators
 ALIGNMENT = 4096  # of external tensors, so that onnxruntime can map them
 INLINE_BYTES = 1024  # smaller constants stay in the .onnx file
 T = TypeVar("T")
+Branch = list[tuple[str, onnx.NodeProto]]  # nodes, each with the variant it is part of
 
 
 class Graph:
@@ -34,6 +35,9 @@ class Graph:
 
     A model may have variants that share its data: what is added inside `only(variant)` is part of that one
     alone, everything else of all of them. Each is saved to a file of its own.
+
+    Nodes added inside `branch()` wait for `either`, which makes them one side of an `If`. They may read
+    everything that was added before; weights stay outside.
     """
 
     def __init__(self, name: str, model_path: Path) -> None:
@@ -42,7 +46,7 @@ class Graph:
         self._data_path = model_path.with_name(model_path.name + ".data")
         self._data = self._data_path.open("wb")
         # in the order they were added, each with the variant it is part of ("": all)
-        self._nodes: list[tuple[str, onnx.NodeProto]] = []
+        self._nodes: Branch = []
         self._initializers: list[tuple[str, TensorProto]] = []
         self._inputs: list[tuple[str, TensorSpec]] = []
         self._outputs: list[tuple[str, TensorSpec]] = []
@@ -144,6 +148,43 @@ class Graph:
             finally:
                 self._scope = scope
         return self._constants[key]
+
+    @contextmanager
+    def branch(self) -> Iterator[Branch]:
+        """Collect the nodes added inside for `either`."""
+        collected: Branch = []
+        before, self._nodes = self._nodes, collected
+        try:
+            yield collected
+        finally:
+            self._nodes = before
+
+    def add(self, branch: Branch) -> None:
+        """Add the nodes of a branch here, unconditionally."""
+        self._nodes += branch
+
+    def either(
+        self, condition: str, then: tuple[Branch, Sequence[str]], other: tuple[Branch, Sequence[str]]
+    ) -> list[str]:
+        """The float32 outputs of one branch where `condition` (bool [1]) holds, and else of the other.
+
+        Args:
+            then, other: a branch, and names of outputs of its nodes.
+        """
+        name = self.unique("If")
+        outputs = [f"{name}:{i}" for i in range(len(then[1]))]
+        for variant in sorted({v for nodes, _ in (then, other) for v, _ in nodes if v}) or [self._variant]:
+            sides = {
+                side: helper.make_graph(
+                    _part(nodes, variant),
+                    f"{name}/{side}",
+                    [],
+                    [helper.make_tensor_value_info(out, TensorProto.FLOAT, None) for out in results],
+                )
+                for side, (nodes, results) in (("then_branch", then), ("else_branch", other))
+            }
+            self._nodes.append((variant, helper.make_node("If", [condition], outputs, name=name, **sides)))
+        return outputs
 
     def save(self, variant: str = "", path: Path | None = None) -> None:
         """Write the model file, or that of a variant to `path`; the data file is complete from here on."""

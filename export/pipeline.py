@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from edge_gemma import __version__
@@ -20,6 +20,7 @@ from edge_gemma.artifact import (
     AudioSpec,
     DecoderSpec,
     FileSpec,
+    LevelSpec,
     Manifest,
     ParameterSpec,
     SourceSpec,
@@ -30,6 +31,7 @@ from edge_gemma.config import FULL, TextConfig
 from edge_gemma.errors import CheckpointError, ExportError
 from edge_gemma.export.checkpoint import Checkpoint
 from edge_gemma.export.decoder import DecoderBuilder
+from edge_gemma.export.elastic import Levels, widths_by_layer
 from edge_gemma.export.embeddings import embedding_layout, write_embeddings
 from edge_gemma.export.staging import staging
 from edge_gemma.export.tokenizer import write_tokenizer
@@ -40,6 +42,7 @@ from edge_gemma.planning import Needs, plan
 from edge_gemma.progress import Progress, Silent
 from edge_gemma.recipes import Recipe
 from edge_gemma.shapes import head_shards, is_read, text_shapes
+from edge_gemma.submodels import Submodel, apply, block_of
 
 # The oldest onnxruntime whose CPU provider has every operator of the graph: GroupQueryAttention with a
 # shared KV, HyperConnectionPostMix.
@@ -56,6 +59,7 @@ def export(
     recipe: Recipe,
     target: Path,
     *,
+    levels: Sequence[Submodel] = (),
     audio: bool = True,
     vision: bool = True,
     overwrite: bool = False,
@@ -63,10 +67,12 @@ def export(
 ) -> Manifest:
     """Write the artifact of `checkpoint` under `recipe` to the folder `target`.
 
-    `audio` and `vision` ask for the encoders, where the checkpoint has them.
+    `levels` make it elastic: narrowest first, the last one is the checkpoint itself. `audio` and `vision` ask
+    for the encoders, where the checkpoint has them.
 
     Raises:
-        ExportError: the target exists and `overwrite` is false; the disk is full or cannot be written.
+        ExportError: the target exists and `overwrite` is false; the disk is full or cannot be written; the
+            levels are not nested.
         CheckpointError: a tensor is missing or damaged.
         RecipeError: the recipe does not fit the model's shape.
     """
@@ -77,7 +83,7 @@ def export(
     _check_space(checkpoint, recipe, target, encoders)
     with staging(target, overwrite=overwrite) as folder:
         tokens, tokenizer = write_tokenizer(checkpoint, folder)
-        decoder, decoder_int8_kv = _write_decoder(checkpoint, recipe, folder, progress)
+        decoder, decoder_int8_kv = _write_decoder(checkpoint, recipe, levels, folder, progress)
         hearing, seeing = _write_encoders(checkpoint, recipe, folder, encoders, progress)
         embeddings = write_embeddings(checkpoint, recipe, folder / EMBEDDINGS, progress)
         memory = memory_spec(checkpoint.config.text, recipe, (folder / TOKENIZER).stat().st_size)
@@ -87,10 +93,11 @@ def export(
             generator=__version__,
             minimum_onnxruntime=MINIMUM_ONNXRUNTIME,
             source=SourceSpec(name=checkpoint.name, revision=checkpoint.revision),
-            submodel=None,
+            submodel=checkpoint.submodel,
             recipe=recipe.name,
             recipe_details=recipe.details(),
             parameters=count_parameters(checkpoint),
+            levels=tuple(_level_spec(level, checkpoint.config.text, recipe) for level in levels),
             vocab_size=checkpoint.config.text.vocab_size,
             max_context=checkpoint.config.text.max_position_embeddings,
             tokens=tokens,
@@ -111,11 +118,25 @@ def export(
 
 def count_parameters(checkpoint: Checkpoint) -> ParameterSpec:
     """Parameters of the text model as checkpoints hold them, unused K and V of sharing layers included."""
-    shapes = checkpoint.text_shapes()
+    return _count(checkpoint.text_shapes())
+
+
+def _count(shapes: Mapping[str, tuple[int, ...]]) -> ParameterSpec:
     text = sum(math.prod(shape) for shape in shapes.values())
     per_layer = math.prod(shapes["embed_tokens_per_layer.weight"])
     embedding = math.prod(shapes["embed_tokens.weight"])
     return ParameterSpec(text=text, per_layer_embeddings=per_layer, effective=text - per_layer - embedding)
+
+
+def _level_spec(level: Submodel, widest: TextConfig, recipe: Recipe) -> LevelSpec:
+    config = apply(level, widest, block=block_of(recipe))
+    return LevelSpec(
+        name=level.name,
+        layers=config.num_hidden_layers,
+        widths=widths_by_layer(level, widest),
+        effective_parameters=_count(text_shapes(config)).effective,
+        weights=memory_spec(config, recipe, 0).weights,
+    )
 
 
 def _check_shapes(checkpoint: Checkpoint) -> None:
@@ -154,17 +175,24 @@ def _check_space(checkpoint: Checkpoint, recipe: Recipe, target: Path, encoders:
 
 
 def _write_decoder(
-    checkpoint: Checkpoint, recipe: Recipe, folder: Path, progress: Progress
+    checkpoint: Checkpoint, recipe: Recipe, levels: Sequence[Submodel], folder: Path, progress: Progress
 ) -> tuple[DecoderSpec, DecoderSpec | None]:
     """The decoder, and the one with global KV in int8 where the recipe has it in float16."""
     c: TextConfig = checkpoint.config.text
     progress.stage("decoder", c.num_hidden_layers + len(head_shards(c.vocab_size)))
     own, *other = recipe.global_kv
     files = {own: DECODER}
-    if FULL in c.layer_types:
+    # A cache in int8 comes out of every node that reads it, and a layer that is left out has none.
+    fixed = Levels(c, levels).leave_out_full_attention
+    if fixed and own == "int8":
+        raise ExportError(
+            "these levels leave out layers with full attention, whose global KV cannot be int8: choose "
+            "--global-kv float16"
+        )
+    if FULL in c.layer_types and not fixed:
         files |= {dtype: DECODER_INT8_KV for dtype in other}
     with WeightedGraph("gemma3n-decoder", folder / DECODER, checkpoint, recipe) as graph:
-        specs = DecoderBuilder(graph, progress.advance).build(files, DECODER_DATA)
+        specs = DecoderBuilder(graph, progress.advance, levels).build(files, DECODER_DATA)
         for dtype, file in files.items():
             graph.save(dtype, folder / file)
     first, *second = specs.values()

@@ -143,6 +143,7 @@ class SyntheticCheckpoint:
     """
 
     revision: str | None = None
+    submodel: str | None = None
 
     def __init__(
         self, name: str, config: dict[str, Any], seed: int, *, image_size: int | None = None

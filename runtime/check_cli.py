@@ -16,10 +16,10 @@ from edge_gemma.memory import format_bytes, parse_bytes
 from edge_gemma.runtime import hard_limit
 from edge_gemma.runtime.check_process import Conversation, hold, phases, problems
 from edge_gemma.runtime.control_groups import Support
-from edge_gemma.runtime.devices_cli import describe
 from edge_gemma.runtime.loading import profile_of
 from edge_gemma.runtime.options import model_options
 from edge_gemma.runtime.page_cache import evict
+from edge_gemma.runtime.plan_report import describe
 
 DEFAULT_BUDGET = "2GiB"
 # What takes longer than this under a hard limit does not work there: times of the time without, and seconds.

@@ -295,9 +295,10 @@ def _describe(s: Statistics) -> str:
     media = [f"{s.images} image{'s' * (s.images > 1)}"] if s.images else []
     media += [f"{s.audio_seconds:.1f} s of audio"] if s.audio_seconds else []
     encoding = f"{' and '.join(media)} encoded in {s.encode_seconds:.2f} s; " if media else ""
+    drafts = f" ({s.acceptance_rate:.0%} of {s.drafted_tokens} drafted accepted)" if s.drafted_tokens else ""
     return (
         f"[{encoding}prompt {s.prompt_tokens} tokens, {s.prefill_tokens_per_second:.1f}/s; "
-        f"answer {s.generated_tokens} tokens, {s.decode_tokens_per_second:.1f}/s; "
+        f"answer {s.generated_tokens} tokens, {s.decode_tokens_per_second:.1f}/s{drafts}; "
         f"first token after {s.time_to_first_token:.2f} s; peak memory {format_bytes(s.peak_memory_bytes)}; "
         f"embedding records {s.rows}, {s.rows_read} read ({format_bytes(s.bytes_read)})]"
     )

@@ -3,35 +3,28 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import click
 
 from edge_gemma import artifact as artifacts
-from edge_gemma.candidates import Candidate, advise, of_artifact, of_model, rank
-from edge_gemma.console import print_bars, print_table
+from edge_gemma.candidates import DEFAULT_CONTEXT, advise, of_artifact, of_model, rank
+from edge_gemma.console import print_table
 from edge_gemma.devices import UNLIMITED, Device, detect_device, find_device, load_devices
 from edge_gemma.errors import BudgetError, PromptError
 from edge_gemma.memory import format_bytes, parse_bytes
 from edge_gemma.models import MODELS, TEXT
-from edge_gemma.planning import BESIDE, KEPT, TURNS
-from edge_gemma.recipes import find_recipe, load_recipes
-
-DEFAULT_CONTEXT = 4096
-ENCODERS = {KEPT: "stay in memory", BESIDE: "come beside the decoder", TURNS: "take turns with the decoder"}
-PHASES = ("load", "text", "audio", "image")
-# what the chart calls the parts of a plan
-PARTS = {
-    "tokenizer and runtime": ("tokenizer", "runtime"),
-    "weights": ("weights",),
-    "KV cache": ("kv",),
-    "scratch": ("scratch",),
-    "encoders": ("audio", "image"),
-    "loading": ("loading",),
-}
+from edge_gemma.recipes import DEFAULT_RECIPE, find_recipe, load_recipes
+from edge_gemma.runtime.plan_report import (
+    candidate_facts,
+    print_candidates,
+    print_choice,
+    print_submodels,
+    submodel_facts,
+)
+from edge_gemma.submodel_choice import SOURCE, Choice, Chooser, explain
+from edge_gemma.submodels import as_yaml
 
 
 @click.command()
@@ -39,9 +32,20 @@ PARTS = {
 @click.option("--device", "name", help="Device profile, or FILE.yaml:NAME of your own. [this machine]")
 @click.option("--memory", metavar="SIZE", help="Budget, such as 2GiB. [the device's]")
 @click.option("--model", type=click.Choice(list(MODELS)), help="Only this model. [both]")
-@click.option("--recipe", help="Only this recipe, or a recipe's .yaml file. [all]")
+@click.option(
+    "--recipe", help="Only this recipe, or a recipe's .yaml file. [all; with --source int4, or the device's]"
+)
 @click.option(
     "--context", type=click.IntRange(1), help="Tokens of prompt and answer. [the device's, or 4096]"
+)
+@click.option(
+    "--source", type=click.Choice([SOURCE]), help="Rank its published sub-models, for `export --submodel`."
+)
+@click.option(
+    "--propose",
+    type=click.Path(path_type=Path),
+    metavar="FILE.yaml",
+    help="With --source: write the sub-model between two published ones that uses the budget up.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 def plan_command(
@@ -51,6 +55,8 @@ def plan_command(
     model: str | None,
     recipe: str | None,
     context: int | None,
+    source: str | None,
+    propose: Path | None,
     as_json: bool,
 ) -> None:
     """Show what fits the memory of a device: ARTIFACT, or the models that could be exported for it.
@@ -59,10 +65,20 @@ def plan_command(
     mapped from the cache of `edge-gemma prepare`. Exit status 8 where nothing fits."""
     if artifact and (model or recipe):
         raise PromptError("ARTIFACT has its model and recipe: leave --model and --recipe out")
+    if source and (artifact or model):
+        raise PromptError("--source ranks sub-models of one model: leave ARTIFACT and --model out")
+    if propose and not source:
+        raise PromptError(f"--propose is about sub-models: give --source {SOURCE}, too")
     device = find_device(name) if name else None if memory else detect_device()
     budget = parse_bytes(memory) if memory else device.budget if device else 0
     if budget < 1:
         raise PromptError(f"the budget is {memory}: expected more than 0")
+    if source:
+        tokens = _context(context, device, TEXT["max_position_embeddings"])
+        named = device.recipe if device and name else DEFAULT_RECIPE
+        chooser = Chooser(find_recipe(recipe or named), context=tokens, budget=budget)
+        _plan_submodels(chooser, device, propose, as_json)
+        return
     if artifact:
         manifest = artifacts.read(artifact).manifest
         tokens = _context(context, device, manifest.max_context)
@@ -78,15 +94,61 @@ def plan_command(
     ranked = rank(found, (device.model, device.recipe) if device else None)
     advice = None if ranked[0].plan.fits else advise(ranked)
     if as_json:
-        candidates = [_candidate(c) for c in ranked]
+        candidates = [candidate_facts(c) for c in ranked]
         place = {"device": device.name if device else None, "budget_bytes": budget, "context": tokens}
         click.echo(json.dumps(place | {"candidates": candidates, "advice": advice}))
     else:
-        _print_candidates(ranked, device, budget, tokens)
+        print_candidates(ranked, device, budget, tokens)
     if advice:
         raise BudgetError(advice)
     if not as_json:
-        _print_choice(ranked[0], budget)
+        print_choice(ranked[0], budget)
+
+
+def _plan_submodels(chooser: Chooser, device: Device | None, file: Path | None, as_json: bool) -> None:
+    """The sub-models of one model, ranked; `file` is where to write the one that lies between two of them."""
+    ranked = chooser.ranked()
+    first = ranked[0]
+    advice = None if first.fits else advise([c.candidate for c in ranked])
+    reason = explain(ranked) if first.fits else None
+    between = chooser.between(ranked) if first.fits else None
+    if as_json:
+        place = {
+            "device": device.name if device else None,
+            "budget_bytes": chooser.budget,
+            "context": chooser.context,
+            "source": SOURCE,
+        }
+        found = {"candidates": [submodel_facts(c) for c in ranked], "advice": advice, "reason": reason}
+        click.echo(json.dumps(place | found | {"proposal": submodel_facts(between) if between else None}))
+    else:
+        print_submodels(ranked, chooser)
+    if advice:
+        raise BudgetError(advice)
+    if not as_json:
+        click.echo(f"\n{reason}")
+        if between:
+            click.echo(
+                f"{between.name} lies between: unpublished, quality interpolated: MMLU {between.mmlu:.1f}, "
+                f"{format_bytes(between.candidate.plan.peak)}, relative speed {between.speed:.2f}"
+            )
+        print_choice(first.candidate, chooser.budget)
+    if file:
+        _propose(between, file)
+
+
+def _propose(between: Choice | None, file: Path) -> None:
+    if between is None:
+        raise PromptError(
+            "nothing notable lies between the best that fits and the next better one: leave --propose out"
+        )
+    if file.suffix not in (".yaml", ".yml"):
+        raise PromptError(f"--propose is {file}: expected a file that ends in .yaml, which `export` reads")
+    note = f"# Unpublished; its MMLU, {between.mmlu:.1f}, is interpolated.\n"
+    try:
+        file.write_text(note + as_yaml(between.submodel), "utf-8")
+    except OSError as error:
+        raise PromptError(f"{file} cannot be written: {error.strerror}") from None
 
 
 @click.command()
@@ -126,51 +188,6 @@ def _context(asked: int | None, device: Device | None, limit: int) -> int:
     if asked and asked > limit:
         raise PromptError(f"context is {asked}: expected at most the {limit} tokens of this model")
     return asked or min(device.context if device else DEFAULT_CONTEXT, limit)
-
-
-def _print_candidates(ranked: Sequence[Candidate], device: Device | None, budget: int, tokens: int) -> None:
-    place = f"{device.title}, " if device else ""
-    rows = []
-    for c in ranked:
-        peaks = [format_bytes(sum(c.plan.phases[p].values())) if p in c.plan.phases else "-" for p in PHASES]
-        fits = "yes" if c.plan.fits else "no"
-        peak = format_bytes(c.plan.peak)
-        rows.append((_name(c), fits, *peaks, peak, c.plan.global_kv, str(c.longest or "-")))
-    header = ("model", "fits", *PHASES, "peak", "global KV", "longest context")
-    print_table(f"{place}budget {format_bytes(budget)}, {tokens} tokens of context", rows, header)
-
-
-def _print_choice(c: Candidate, budget: int) -> None:
-    plan = c.plan
-    chosen = describe(plan.global_kv, plan.chunk, plan.encoders)
-    click.echo(f"\n{_name(c)}: {chosen}, context up to {c.longest} tokens")
-    rows: dict[str, dict[str, int]] = {}
-    for phase, parts in plan.phases.items():
-        rows[phase] = {name: sum(parts.get(part, 0) for part in together) for name, together in PARTS.items()}
-    print_bars(f"of {format_bytes(budget)}", rows, budget)
-
-
-def describe(global_kv: str, chunk: int, encoders: str) -> str:
-    """The settings of a plan, for people."""
-    return f"global KV in {global_kv}, chunks of {chunk} tokens, encoders {ENCODERS[encoders]}"
-
-
-def _name(c: Candidate) -> str:
-    return f"{c.model or 'this model'} {c.recipe}"
-
-
-def _candidate(c: Candidate) -> dict[str, Any]:
-    return {
-        "model": c.model,
-        "recipe": c.recipe,
-        "fits": c.plan.fits,
-        "peak_bytes": c.plan.peak,
-        "global_kv": c.plan.global_kv,
-        "chunk": c.plan.chunk,
-        "encoders": c.plan.encoders,
-        "longest_context": c.longest,
-        "phases": c.plan.phases,
-    }
 
 
 def _row(device: Device, mark: str) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from numbers import Integral
 from threading import Event, Lock
@@ -10,21 +11,24 @@ from time import perf_counter
 from types import TracebackType
 from typing import Any
 
-from edge_gemma.artifact import Manifest
-from edge_gemma.errors import ContextLimitError, EdgeGemmaError, PromptError
-from edge_gemma.memory import peak_resident_bytes
+from edge_gemma.artifact import LevelSpec, Manifest
+from edge_gemma.errors import BudgetError, ContextLimitError, EdgeGemmaError, PromptError
+from edge_gemma.memory import format_bytes, parse_bytes, peak_resident_bytes, reachable_bytes
 from edge_gemma.planning import Plan
 from edge_gemma.runtime import speech, tasks
 from edge_gemma.runtime.embeddings import EmbeddingStore
 from edge_gemma.runtime.encoders import Encoders
 from edge_gemma.runtime.generation import Generator, SoftTokens
+from edge_gemma.runtime.levels import DecodingSpeed, LevelDrafter, widest
 from edge_gemma.runtime.prompt import Messages, Prompt, PromptBuilder
 from edge_gemma.runtime.sampling import SamplingOptions, make_sampler
+from edge_gemma.runtime.speculation import PromptLookup, Speculation
 from edge_gemma.runtime.speech import SpeechSegment, Transcript
 from edge_gemma.runtime.statistics import Statistics
 from edge_gemma.runtime.stopping import StopStrings
 from edge_gemma.runtime.tokenizer import Tokenizer
 
+AUTO = "auto"
 SAMPLING = tuple(field.name for field in fields(SamplingOptions))
 
 
@@ -76,12 +80,64 @@ class Model:
         self._encoders = encoders
         self._store = store
         self._generator: Generator | None = generator
+        self._speculations = {"lookup": Speculation(PromptLookup())}
+        if manifest.levels:
+            self._speculations["level"] = Speculation(LevelDrafter(generator.decoder, store, generator.cache))
+        self._speed = DecodingSpeed()
         self._busy = Lock()
 
     @property
     def context(self) -> int:
         """Most tokens of prompt and answer together."""
         return self._open().context
+
+    @property
+    def level(self) -> str | None:
+        """The level of an elastic artifact that answers; None where the artifact has none."""
+        levels = self.manifest.levels
+        return levels[self._open().decoder.level].name if levels else None
+
+    def set_level(self, level: str) -> None:
+        """Let another level of an elastic artifact answer from now on. The conversation goes on as it is.
+
+        A narrower one takes less memory: what it does not read leaves, where weights are mapped.
+
+        Raises:
+            PromptError: there is no such level.
+            BudgetError: it does not fit the budget that the model was loaded with.
+            EdgeGemmaError: the model is answering.
+        """
+        index = self.manifest.level(level)
+        with self._answering():
+            self._run_level(self._open(), index)
+
+    def choose_level(
+        self, *, memory: int | str | None = None, tokens_per_second: float | None = None
+    ) -> str:
+        """Name of the widest level that suits, for `set_level`; the narrowest where none does.
+
+        Args:
+            memory: what this process may take, as "2GiB" or in bytes; by default what it takes and what the
+                system has free.
+            tokens_per_second: least speed of decoding, by the answers so far. Before the first one only memory
+                counts.
+
+        Raises:
+            PromptError: the artifact is not elastic.
+        """
+        levels = self.manifest.levels
+        if not levels:
+            raise PromptError("this artifact is not elastic and has no levels: export it with --elastic")
+        budget = parse_bytes(memory) if isinstance(memory, str) else memory or reachable_bytes()
+        if self.plan.budget:
+            budget = min(budget, self.plan.budget)
+
+        def suits(level: LevelSpec) -> bool:
+            speed = self._speed.of(level)
+            fast = tokens_per_second is None or speed is None or speed >= tokens_per_second
+            return fast and self.plan.at_weights(level.weights).answering <= budget
+
+        return widest(levels, suits).name
 
     def encode(self, prompt: Messages) -> list[int]:
         """The ids of a prompt: a text as one user turn, or messages in transformers' form.
@@ -101,6 +157,8 @@ class Model:
         max_new_tokens: int | None = None,
         stop: Sequence[str] = (),
         cancel: Event | None = None,
+        speculate: str | None = None,
+        level: str | None = None,
         **sampling: Any,
     ) -> Iterator[Piece]:
         """Answer a prompt, piece by piece. Closing the iterator, or setting `cancel`, ends the answer.
@@ -112,6 +170,10 @@ class Model:
             max_new_tokens: most tokens of the answer; what the context has room for by default.
             stop: strings that end the answer; they are not part of it.
             cancel: an event that another thread may set.
+            speculate: draft tokens and verify several at once, where that is faster: "lookup" drafts what the
+                text so far repeats, "level" lets an elastic artifact's narrowest level draft. The answer is the
+                same, but for what rounding does where tokens are almost equally likely.
+            level: as `set_level`, before answering; "auto" is what `choose_level` says.
             sampling: fields of SamplingOptions: temperature, top_k, top_p, min_p, repetition_penalty, seed.
 
         Raises:
@@ -123,6 +185,12 @@ class Model:
             raise PromptError(f"{unknown[0]!r} is not an option: expected one of {', '.join(SAMPLING)}")
         if max_new_tokens is not None:
             check_count("max_new_tokens", max_new_tokens)
+        if speculate is not None and speculate not in self._speculations:
+            known = " or ".join(repr(name) for name in self._speculations)
+            raise PromptError(f"speculate is {speculate!r}: this artifact can have {known}")
+        index = None
+        if level is not None:
+            index = self.manifest.level(self.choose_level() if level == AUTO else level)
         options = SamplingOptions(**sampling)
         stops = StopStrings(stop)
         generator = self._open()
@@ -135,7 +203,8 @@ class Model:
                 f"or load with a larger context (this model takes up to {self.manifest.max_context})"
             )
         limit = min(room, max_new_tokens or room)
-        return self._pieces(generator, built, options, stops, limit, cancel)
+        speculation = self._speculations[speculate] if speculate else None
+        return self._pieces(generator, built, options, stops, limit, cancel, speculation, index)
 
     def generate(self, prompt: Messages, **options: Any) -> Answer:
         """Answer a prompt in one piece; takes what `stream` takes."""
@@ -195,6 +264,7 @@ class Model:
     def close(self) -> None:
         """Release the memory and the files; the model cannot be used afterwards."""
         self._generator = None
+        self._speculations = {}
         self._encoders.release()
         self._store.close()
 
@@ -219,10 +289,12 @@ class Model:
         stops: StopStrings,
         limit: int,
         cancel: Event | None,
+        speculation: Speculation | None,
+        level: int | None,
     ) -> Iterator[Piece]:
-        if not self._busy.acquire(blocking=False):
-            raise EdgeGemmaError("the model is answering another prompt: finish or close that answer first")
-        try:
+        with self._answering():
+            if level is not None:
+                self._run_level(generator, level)
             statistics = Statistics()
             text = self.tokenizer.stream()
             stop_ids = frozenset(self.manifest.tokens.stop)
@@ -235,6 +307,7 @@ class Model:
                 cancel=cancel,
                 keys=prompt.keys,
                 soft=self._soft_tokens(generator, prompt, statistics),
+                speculation=speculation,
             ):
                 if token in stop_ids:
                     reason = "stop"
@@ -251,9 +324,32 @@ class Model:
             if stopped:
                 reason = "stop"
             statistics.peak_memory_bytes = peak_resident_bytes()
+            if self.manifest.levels:
+                answered = self.manifest.levels[generator.decoder.level]
+                self._speed.note(answered, statistics.generated_tokens - 1, statistics.decode_seconds)
             yield Piece(tail + stops.flush(), statistics, reason)
+
+    @contextmanager
+    def _answering(self) -> Iterator[None]:
+        """One answer at a time."""
+        if not self._busy.acquire(blocking=False):
+            raise EdgeGemmaError("the model is answering another prompt: finish or close that answer first")
+        try:
+            yield
         finally:
             self._busy.release()
+
+    def _run_level(self, generator: Generator, index: int) -> None:
+        level, decoder = self.manifest.levels[index], generator.decoder
+        planned = self.plan.at_weights(level.weights)
+        if planned.budget and planned.answering > planned.budget:
+            raise BudgetError(
+                f"the level {level.name} needs {format_bytes(planned.answering)} and the budget is "
+                f"{format_bytes(planned.budget)}: load with a larger memory_budget or stay with {self.level}"
+            )
+        if index < decoder.level:
+            decoder.drop_weights()
+        decoder.level, self.plan = index, planned
 
     def _soft_tokens(self, generator: Generator, prompt: Prompt, statistics: Statistics) -> list[SoftTokens]:
         """Encode the images and clips that the KV cache does not hold."""

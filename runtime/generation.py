@@ -1,4 +1,6 @@
-"""From ids to ids: prefill in chunks, then decode one token at a time. Knows no text."""
+"""From ids to ids: prefill in chunks, then decode a token at a time, or as many as drafts get right. Knows no
+text.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +16,7 @@ from edge_gemma.runtime.embeddings import EmbeddingStore, RowCounters
 from edge_gemma.runtime.kv_cache import KvCache
 from edge_gemma.runtime.sampling import Sampler
 from edge_gemma.runtime.session import Decoder
+from edge_gemma.runtime.speculation import Speculation
 from edge_gemma.runtime.statistics import Statistics
 
 
@@ -29,12 +32,13 @@ class Generator:
     """One conversation: what it holds, and the KV cache behind it."""
 
     def __init__(self, decoder: Decoder, store: EmbeddingStore, *, context: int, chunk: int) -> None:
-        self._decoder = decoder
+        self.decoder = decoder
         self._store = store
         self._chunk = min(chunk, context)
         self.context = context
-        self._cache = KvCache(decoder.spec, context=context, chunk=self._chunk)
+        self.cache = KvCache(decoder.spec, context=context, chunk=self._chunk)
         self._held: list[Hashable] = []  # one key for each row of the cache: an id, or a soft token's
+        self._settled = 0  # of them, those of the conversation: the rest are drafts that nobody said
 
     def generate(
         self,
@@ -46,13 +50,15 @@ class Generator:
         cancel: Event | None = None,
         keys: Sequence[Hashable] | None = None,
         soft: Sequence[SoftTokens] = (),
+        speculation: Speculation | None = None,
     ) -> Iterator[int]:
-        """Yield new ids, one for each decoding step, until max_new_tokens or until `cancel` is set.
+        """Yield new ids, one at a time, until max_new_tokens or until `cancel` is set.
 
         The caller decides what ends an answer, by no longer asking. The prompt and the new tokens must
         fit the context. Where the prompt continues what the cache holds, only the rest is computed.
         `keys` says what is at each place of the prompt, where that is not its id; `soft` are the soft tokens
-        of all places that `reusable(keys)` leaves.
+        of all places that `reusable(keys)` leaves. `speculation` drafts what one decoding step may confirm;
+        the ids are the same without it, but for what rounding does to the logits of several tokens at once.
         """
         began = time.perf_counter()
         history = list(prompt)
@@ -64,19 +70,30 @@ class Generator:
         statistics.prefill_seconds = time.perf_counter() - began
         self._count_rows(statistics, before)
         decoding = time.perf_counter()
+        if speculation:
+            speculation.begin()
+        drafts: list[int] = []
         while logits is not None:
-            token = sampler(logits, history)
-            history.append(token)
-            statistics.generated_tokens += 1
-            now = time.perf_counter()
-            if statistics.generated_tokens == 1:
-                statistics.time_to_first_token = now - began + statistics.encode_seconds
-                decoding = now
-            statistics.decode_seconds = now - decoding
-            yield token
-            if statistics.generated_tokens >= max_new_tokens or (cancel and cancel.is_set()):
-                return
-            logits = self._feed([token], [token])
+            for row, draft in zip(logits, [*drafts, None], strict=True):
+                self._settled = len(history)  # fed and said: `row` [V] tells what comes next
+                token = sampler(row, history)
+                history.append(token)
+                statistics.generated_tokens += 1
+                statistics.accepted_tokens += token == draft
+                now = time.perf_counter()
+                if statistics.generated_tokens == 1:
+                    statistics.time_to_first_token = now - began + statistics.encode_seconds
+                    decoding = now
+                statistics.decode_seconds = now - decoding
+                yield token
+                left = max_new_tokens - statistics.generated_tokens
+                if left <= 0 or (cancel and cancel.is_set()):
+                    return
+                if token != draft:
+                    break
+            self._take_back()
+            drafts, logits = self._step(history, left, speculation)
+            statistics.drafted_tokens += len(drafts)
             self._count_rows(statistics, before)
 
     def reusable(self, keys: Sequence[Hashable]) -> int:
@@ -84,22 +101,31 @@ class Generator:
 
         None where the cache has more rows than keys: an error or Ctrl-C came before they were written.
         """
-        held = len(self._held)
-        whole = held == self._cache.length and held < len(keys) and list(keys[:held]) == self._held
-        return held if whole else 0
+        held = self._settled
+        whole = len(self._held) == self.cache.length and held < len(keys)
+        return held if whole and list(keys[:held]) == self._held[:held] else 0
 
     def occupy(self, ids: Sequence[int]) -> None:
         """Pretend to hold `ids`, which are not computed: to measure what follows them. See KvCache.occupy."""
-        self._cache.occupy(len(ids))
+        self.cache.occupy(len(ids))
         self._held = list(ids)
+        self._settled = len(ids)
 
     def _reuse(self, keys: list[Hashable]) -> int:
         """`reusable`; an unrelated cache is emptied."""
         reused = self.reusable(keys)
-        if not reused:
-            self._cache.reset()
+        if reused:
+            self._take_back()
+        else:
+            self.cache.reset()
             self._held = []
+            self._settled = 0
         return reused
+
+    def _take_back(self) -> None:
+        """Drop the drafts that are not part of the conversation."""
+        self.cache.truncate(self._settled)
+        del self._held[self._settled :]
 
     def _prefill(
         self,
@@ -109,7 +135,7 @@ class Generator:
         first: int,
         cancel: Event | None,
     ) -> NDArray[np.float32] | None:
-        """Feed a prompt from place `first` chunk by chunk; logits as `_feed`, or None if cancelled."""
+        """Feed a prompt from place `first` chunk by chunk; its last token's logits [1, V], or None."""
         logits = None
         for start in range(first, len(ids), self._chunk):
             if cancel and cancel.is_set():
@@ -118,19 +144,41 @@ class Generator:
             logits = self._feed(ids[here], keys[here], soft)
         return logits
 
+    def _step(
+        self, history: list[int], left: int, speculation: Speculation | None
+    ) -> tuple[list[int], NDArray[np.float32]]:
+        """Feed the last token, and behind it what is drafted for the `left` tokens to come.
+
+        Returns the draft, d tokens, and the logits behind each token fed, float32 [1 + d, V].
+        """
+        if speculation is None:
+            return [], self._feed(history[-1:], history[-1:])
+        room = min(left - 1, self.context - len(history), self.cache.margin)
+        drafts = speculation.draft(history, max(room, 0))
+        tokens = [history[-1], *drafts]
+        logits = self._feed(tokens, tokens, num_logits=len(tokens))
+        speculation.fed()
+        return drafts, logits
+
     def _feed(
-        self, ids: list[int], keys: list[Hashable], soft: Sequence[SoftTokens] = ()
+        self,
+        ids: Sequence[int],
+        keys: Sequence[Hashable],
+        soft: Sequence[SoftTokens] = (),
+        *,
+        num_logits: int = 1,
     ) -> NDArray[np.float32]:
-        """Append tokens and return the last one's logits, float32 [V]."""
+        """Append tokens and return the logits of the last ones, float32 [num_logits, V]."""
         embeds, per_layer = self._store.rows(ids)
         begin, end = len(self._held), len(self._held) + len(ids)
         for item in soft:
             low, high = max(begin, item.start), min(end, item.start + len(item.rows))
             if low < high:
                 embeds[0, low - begin : high - begin] = item.rows[low - item.start : high - item.start]
-        logits = self._decoder.forward(embeds, per_layer, self._cache)
+        logits = self.decoder.forward(embeds, per_layer, self.cache, num_logits=num_logits)
         self._held += keys
-        return np.asarray(logits[-1])
+        self._settled = len(self._held)
+        return logits
 
     def _count_rows(self, statistics: Statistics, before: RowCounters) -> None:
         counters = self._store.counters

@@ -1,8 +1,10 @@
 """The KV buffers that the decoder reads and writes in place.
 
 A global buffer has a row for each token of the context. A sliding buffer has window - 1 + chunk rows: the
-last window - 1 tokens and a chunk of new ones; when it is full, the last window - 1 rows move to the front.
-Keys are stored after rotation by their absolute position, so a row keeps its meaning wherever it lies.
+last window - 1 tokens and a chunk of new ones; when it is full, the last window - 1 rows and a margin of
+older ones move to the front. Keys are stored after rotation by their absolute position, so a row keeps its
+meaning wherever it lies. Tokens are taken back by forgetting their rows, and thanks to the margin a whole
+window is left.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from numpy.typing import NDArray
 from edge_gemma.artifact import DecoderSpec, KvBuffer
 
 NUMPY_TYPES = {"float32": np.float32, "float16": np.float16, "int8": np.int8}
+MARGIN = 8  # rows: the most tokens that somebody drafts
 
 
 class KvCache:
@@ -27,8 +30,9 @@ class KvCache:
     def __init__(self, spec: DecoderSpec, *, context: int, chunk: int) -> None:
         self._kept = min(spec.sliding_window - 1, context)
         self.capacity = {"global": context, "sliding": self._kept + chunk}
+        self.margin = min(MARGIN, chunk // 2)  # tokens that can be taken back even if fed one by one
         self.length = 0  # tokens of the conversation so far
-        self._rows = {"global": 0, "sliding": 0}  # rows in use
+        self._oldest = 0  # of them, the place of the one in the sliding buffers' first row
         self._buffers: dict[str, list[NDArray[np.generic]]] = {"global": [], "sliding": []}
         self.bindings: list[tuple[KvBuffer, ort.OrtValue, ort.OrtValue]] = []
         for buffer in spec.kv:
@@ -40,8 +44,23 @@ class KvCache:
 
     def reset(self) -> None:
         """Forget the conversation; the buffers stay."""
-        self._rows = {"global": 0, "sliding": 0}
-        self.length = 0
+        self.length = self._oldest = 0
+
+    def truncate(self, length: int) -> None:
+        """Take back all tokens but the first `length`.
+
+        That goes as far as the sliding buffers still have the window before the new end: to any length since
+        before the last `extend`, and by `margin` tokens over calls of one token each since the last cut.
+
+        Raises ValueError, and changes nothing, if it is further back or no earlier length.
+        """
+        least = self._oldest + self._kept if self._oldest else 0
+        if not least <= length <= self.length:
+            raise ValueError(
+                f"{self.length} tokens cannot be cut to {length}: "
+                f"expected a length from {least} to {self.length}"
+            )
+        self.length = length
 
     def extend(self, tokens: int) -> dict[str, int]:
         """Make room for `tokens` new ones and return the rows in use after them, by kind.
@@ -55,11 +74,13 @@ class KvCache:
             )
         # First of all: whoever is interrupted from here on can tell by the length that rows are missing.
         self.length += tokens
-        if self._rows["sliding"] + tokens > sliding:
-            self._slide()
-        for kind in self._rows:
-            self._rows[kind] += tokens
-        return dict(self._rows)
+        if self.length - self._oldest > sliding:
+            self._slide(tokens)
+        return self._rows()
+
+    def _rows(self) -> dict[str, int]:
+        """Rows in use, by kind."""
+        return {"global": self.length, "sliding": self.length - self._oldest}
 
     def occupy(self, tokens: int) -> None:
         """Hold rows of ones, as after `tokens` tokens that were never computed: to measure what follows them.
@@ -70,18 +91,19 @@ class KvCache:
         chunk = self.capacity["sliding"] - self._kept
         for first in range(0, tokens, chunk):
             self.extend(min(chunk, tokens - first))
+        rows = self._rows()
         for kind, buffers in self._buffers.items():
             for buffer in buffers:  # [1, heads, rows, head_dim]; written, so that memory backs them
-                buffer[:, :, : self._rows[kind]] = 1
+                buffer[:, :, : rows[kind]] = 1
 
-    def _slide(self) -> None:
-        """Move the last window - 1 rows of the sliding buffers to the front."""
-        used = self._rows["sliding"]
-        first = max(used - self._kept, 0)
+    def _slide(self, tokens: int) -> None:
+        """Move the window before the last `tokens`, and what the margin has room for, to the front."""
+        used = self.length - self._oldest - tokens
+        first = used - self._kept - min(self.margin, self.capacity["sliding"] - self._kept - tokens)
         for buffer in self._buffers["sliding"]:
             # [1, heads, rows, head_dim]; numpy copies overlapping slices as if through a temporary
             buffer[:, :, : used - first] = buffer[:, :, first:used]
-        self._rows["sliding"] = used - first
+        self._oldest += first
 
     def arrays(self) -> Iterator[tuple[KvBuffer, NDArray[np.generic], NDArray[np.generic]]]:
         """Every buffer with its key and value memory, [1, heads, capacity, head_dim] each."""

@@ -35,6 +35,7 @@ def load(
     context: int | None = None,
     memory_budget: int | str | None = None,
     device: str | Device | None = None,
+    level: str | None = None,
     global_kv: str | None = None,
     chunk: int | None = None,
     threads: int | None = None,
@@ -53,6 +54,8 @@ def load(
         device: the name of a device profile, FILE.yaml:NAME, or "auto" for this machine's. Budget, context
             and threads are the profile's where they are not given, and encoders run on its execution
             provider where this onnxruntime offers it.
+        level: of an elastic artifact, the sub-model that answers first. By default the widest, or the widest that
+            keeps to the budget.
         global_kv: dtype of the KV cache of the global (full-attention) layers: "float16", or "int8", which is
             half as large. By default the recipe's own, or int8 where only that keeps to the budget.
         chunk: tokens of a prompt computed at once; more are faster and take more memory. By default 128,
@@ -69,7 +72,7 @@ def load(
         BudgetError: the model does not fit the budget.
         DeviceError: there is no such device profile.
         PromptError: context, chunk, threads or memory_budget are out of range, or the artifact has no such
-            global_kv.
+            global_kv or level.
     """
     for name, value in (("context", context), ("chunk", chunk), ("threads", threads)):
         if value is not None:
@@ -91,16 +94,22 @@ def load(
         artifact.verify()
     artifact.decoder(global_kv)  # refuses one that is not there
     settings = functools.partial(
-        plan, Needs.of(manifest), context=context, budget=budget, chunk=chunk, keep_encoders=keep_encoders
+        plan, context=context, budget=budget, chunk=chunk, keep_encoders=keep_encoders
     )
-    planned = settings(prepared=cache, global_kv=global_kv)
-    _check_budget(manifest, planned)  # before anything is loaded
+    for index in _levels(manifest, level):  # before anything is loaded
+        needs = Needs.of(manifest, index)
+        planned = settings(needs, prepared=cache, global_kv=global_kv)
+        if planned.fits:
+            break
+    _check_budget(manifest, planned)
     tokenizer = Tokenizer(artifact.path(manifest.tokenizer.file), manifest.tokenizer)
     template = ChatTemplate.from_file(artifact.path(manifest.chat_template))
     folder = (Path(cache_dir) if cache_dir else prepared.default_folder()) if cache else None
-    decoder = prepared.open_decoder(artifact, folder, global_kv=planned.global_kv, threads=threads)
+    decoder = prepared.open_decoder(
+        artifact, folder, global_kv=planned.global_kv, threads=threads, level=index
+    )
     release_free_memory()
-    planned = settings(prepared=decoder.prepared, global_kv=planned.global_kv)
+    planned = settings(needs, prepared=decoder.prepared, global_kv=planned.global_kv)
     _check_budget(manifest, planned)
     encoders = Encoders(
         artifact,
@@ -130,6 +139,13 @@ def profile_of(device: str | Device | None) -> Device | None:
     if device is None or isinstance(device, Device):
         return device
     return detect_device() if device == AUTO else find_device(device)
+
+
+def _levels(manifest: Manifest, asked: str | None) -> list[int | None]:
+    """Indices of the levels to try, the preferred one first; of an artifact that is not elastic, None."""
+    if asked is not None:
+        return [manifest.level(asked)]
+    return [*reversed(range(len(manifest.levels)))] or [None]
 
 
 def _providers(profile: Device | None) -> tuple[str, ...]:

@@ -20,6 +20,7 @@ LOAD_OPTIONS = (
     "context",
     "memory_budget",
     "device",
+    "level",
     "global_kv",
     "chunk",
     "threads",
@@ -48,6 +49,12 @@ def generation_options(*, temperature: float = DEFAULTS.temperature) -> Callable
         ),
         click.option("--seed", type=int, help="Makes sampling repeatable."),
         click.option("--stop", multiple=True, help="Text that ends the answer; may be repeated."),
+        click.option(
+            "--speculate",
+            type=click.Choice(["lookup", "level"]),
+            help="Draft tokens and verify several at once, where that is faster: what the text repeats, or what "
+            "the narrowest level of an elastic artifact says.",
+        ),
     )
 
 
@@ -80,6 +87,11 @@ def model_options(command: F) -> F:
             "--device",
             metavar="NAME",
             help="Take budget, context and threads from a device profile, or auto.",
+        ),
+        click.option(
+            "--level",
+            metavar="NAME",
+            help="Level of an elastic artifact that answers. [the widest that keeps to the budget]",
         ),
         global_kv_option("KV cache of the full-attention layers. [the recipe's; int8 if only that fits]"),
         click.option(

@@ -100,10 +100,15 @@ def prepare(
 
 
 def open_decoder(
-    artifact: Artifact, folder: Path | None, *, global_kv: str | None = None, threads: int | None = None
+    artifact: Artifact,
+    folder: Path | None,
+    *,
+    global_kv: str | None = None,
+    threads: int | None = None,
+    level: int | None = None,
 ) -> Decoder:
     """The decoder, mapped from the cache in `folder`; without it where there is none or it fails, with a
-    warning in the log. `global_kv` and `threads` are those of `prepare`.
+    warning in the log. The options are those of `Decoder`.
 
     Raises:
         ArtifactError: onnxruntime cannot load the artifact.
@@ -112,7 +117,7 @@ def open_decoder(
     if folder:
         try:
             graph = prepare(artifact, folder, global_kv=global_kv, threads=threads)
-            return Decoder(artifact, global_kv=global_kv, threads=threads, prepared=graph)
+            return Decoder(artifact, global_kv=global_kv, threads=threads, prepared=graph, level=level)
         except CacheError as error:
             logger.warning("%s; going on without a cache, which takes longer to load", error)
         except ArtifactError as error:
@@ -120,7 +125,7 @@ def open_decoder(
                 raise
             forget(folder, artifact.folder, keep=_others(artifact, artifact.decoder(global_kv)))
             logger.warning("%s; it was removed from the cache", error)
-    return Decoder(artifact, global_kv=global_kv, threads=threads)
+    return Decoder(artifact, global_kv=global_kv, threads=threads, level=level)
 
 
 def forget(folder: Path, source: Path | None = None, *, keep: Collection[str] = ()) -> int:

@@ -6,11 +6,41 @@ import ctypes
 import re
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from threading import Event, Thread
+
+from edge_gemma.memory import resident_bytes
 
 SMAPS = Path("/proc/self/smaps")
 MAPPING = re.compile(r"([0-9a-f]+)-([0-9a-f]+) \S{4} \S+ \S+ \d+ +(/.*)")
 DONTNEED = 4  # MADV_DONTNEED of Linux
+DROP_STEP = 256 << 20
+WATCH_SECONDS = 0.02
+
+
+@contextmanager
+def dropping_pages(paths: set[Path], step: int = DROP_STEP) -> Iterator[None]:
+    """`drop_pages` of these files from a thread, each time that `step` more bytes became resident.
+
+    Loading reads every page of a prepared file once: so they are not in memory all at once.
+    """
+    done = Event()
+
+    def watch() -> None:
+        floor = resident_bytes()
+        while not done.wait(WATCH_SECONDS):
+            if resident_bytes() > floor + step:
+                drop_pages(paths)
+                floor = resident_bytes()
+
+    thread = Thread(target=watch, name="edge-gemma-residency", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
 
 
 def drop_pages(paths: set[Path]) -> int:

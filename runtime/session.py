@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from edge_gemma.devices import CPU
 from edge_gemma.errors import ArtifactError
 from edge_gemma.memory import release_free_memory
 from edge_gemma.runtime.kv_cache import KvCache
-from edge_gemma.runtime.residency import drop_pages
+from edge_gemma.runtime.residency import drop_pages, dropping_pages
 
 
 def default_threads() -> int:
@@ -33,6 +34,7 @@ class Decoder:
         global_kv: dtype of the global layers' KV cache; the recipe's own by default.
         threads: threads for one operator; the cores of this process by default.
         prepared: the graph as `prepared.prepare` wrote it, opened in place of the artifact's.
+        level: index of the level of an elastic artifact that computes first; the widest by default.
 
     Raises:
         ArtifactError: onnxruntime is too old for the artifact, or cannot load the graph.
@@ -46,6 +48,7 @@ class Decoder:
         global_kv: str | None = None,
         threads: int | None = None,
         prepared: Path | None = None,
+        level: int | None = None,
     ) -> None:
         self.spec = artifact.decoder(global_kv)
         self._vocab_size = artifact.manifest.vocab_size
@@ -56,6 +59,9 @@ class Decoder:
         )
         self.prepared = prepared is not None
         self._threads = threads
+        self._elastic = len(artifact.manifest.levels) > 0
+        widest = len(artifact.manifest.levels) - 1
+        self.level = widest if level is None else level  # conversations stay when it changes
         self._session: ort.InferenceSession | None = None
         _check_version(artifact.manifest.minimum_onnxruntime)
         self._open()
@@ -63,7 +69,10 @@ class Decoder:
     def _open(self) -> ort.InferenceSession:
         """The session, loaded again after `give_way` closed it."""
         if self._session is None:
-            self._session = open_session(self._graph, self._threads, prepared=self.prepared)
+            # Of a graph with branches, onnxruntime keeps original and packed matrices until all is loaded.
+            gently = self.prepared and self._elastic
+            with dropping_pages({self._data}) if gently else contextlib.nullcontext():
+                self._session = open_session(self._graph, self._threads, prepared=self.prepared)
             # Scales and zero points are read once: the packed matrices have their own.
             drop_pages({self._data})
             self._binding = self._session.io_binding()
@@ -82,6 +91,11 @@ class Decoder:
             self._session = self._bound = None
             del self._binding
         release_free_memory()
+
+    def drop_weights(self) -> None:
+        """Let weights leave memory where they are mapped; those that are read come back."""
+        if self.prepared:
+            drop_pages({self._data})
 
     def forward(
         self,
@@ -112,6 +126,8 @@ class Decoder:
         binding.bind_cpu_input("per_layer_inputs", per_layer)
         binding.bind_cpu_input("position_ids", np.arange(start, start + count, dtype=np.int64)[None])
         binding.bind_cpu_input("num_logits", np.array([num_logits], np.int64))
+        if self._elastic:
+            binding.bind_cpu_input("level", np.array([self.level], np.int64))
         for kind in self._kinds:
             binding.bind_cpu_input(f"{kind}_rows", np.array([rows[kind]], np.int32))
         logits = np.empty((1, num_logits, self._vocab_size), np.float32)

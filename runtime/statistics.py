@@ -12,6 +12,8 @@ class Statistics:
     prompt_tokens: int = 0
     reused_tokens: int = 0  # of the prompt, already in the KV cache from the turn before
     generated_tokens: int = 0
+    drafted_tokens: int = 0  # by speculation, and fed to be verified
+    accepted_tokens: int = 0  # of them, those that became part of the answer
     images: int = 0  # encoded for this answer
     audio_seconds: float = 0.0  # encoded for this answer
     encode_seconds: float = 0.0  # of images and audio, loading the encoders included
@@ -31,11 +33,17 @@ class Statistics:
     def decode_tokens_per_second(self) -> float:
         return _rate(self.generated_tokens - 1, self.decode_seconds)
 
+    @property
+    def acceptance_rate(self) -> float:
+        """Share of the drafted tokens; 0 without any."""
+        return self.accepted_tokens / self.drafted_tokens if self.drafted_tokens else 0.0
+
     def to_dict(self) -> dict[str, float]:
-        """All figures, the two rates included."""
+        """All figures, the three rates included."""
         return asdict(self) | {
             "prefill_tokens_per_second": round(self.prefill_tokens_per_second, 2),
             "decode_tokens_per_second": round(self.decode_tokens_per_second, 2),
+            "acceptance_rate": round(self.acceptance_rate, 4),
         }
 
 

@@ -65,6 +65,7 @@ def test_exit_statuses_are_those_of_the_help(error: type[errors.EdgeGemmaError])
         "CheckpointError": "checkpoint",
         "RecipeError": "bad usage or prompt",
         "DeviceError": "bad usage or prompt",
+        "SubmodelError": "bad usage or prompt",
         "ExportError": "export",
         "ArtifactError": "artifact",
         "FormatVersionError": "artifact",

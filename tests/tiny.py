@@ -28,6 +28,13 @@ BASE: dict[str, Any] = {
     "activation_sparsity_pattern": [0.95] * 3 + [0.0] * 7,
     "max_position_embeddings": 512,
 }
+# what makes BASE a model of E4B's pattern, which the published sub-models are made for
+AS_E4B: dict[str, Any] = {
+    "num_hidden_layers": 35,
+    "num_kv_shared_layers": 15,
+    "intermediate_size": 256,
+    "activation_sparsity_pattern": [0.95] * 10 + [0.0] * 25,
+}
 # name → what differs from BASE
 SHAPES: dict[str, dict[str, Any]] = {
     "as-google": {},

@@ -14,6 +14,8 @@ import pytest
 import tiny
 
 from edge_gemma.cli import COMMANDS, run
+from edge_gemma.recipes import find_recipe
+from edge_gemma.submodel_choice import Chooser, explain
 
 Capture = pytest.CaptureFixture[str]
 
@@ -29,10 +31,10 @@ def test_export_in_a_process_of_its_own(tmp_path: Path) -> None:
     data = json.loads(done.stdout)
     assert done.stdout.count("\n") == 1
     assert set(data) == {
-        "output", "source", "recipe", "files", "text_parameters", "effective_parameters",
+        "output", "source", "submodel", "recipe", "files", "text_parameters", "effective_parameters",
         "memory_estimate", "seconds", "peak_memory_bytes",
     }  # fmt: skip
-    assert (data["source"], data["recipe"]) == ("synthetic:tiny", "int4")
+    assert (data["source"], data["submodel"], data["recipe"]) == ("synthetic:tiny", None, "int4")
     assert data["files"] == {
         p.name: p.stat().st_size for p in (tmp_path / "artifact").iterdir() if p.name != "manifest.json"
     }
@@ -172,6 +174,94 @@ def test_ctrl_c_leaves_nothing(overwrite: bool, tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == (["artifact"] if overwrite else [])
     if overwrite:
         assert os.listdir(target) == ["manifest.json"]
+
+
+@pytest.fixture(scope="module")
+def as_e4b(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A checkpoint of E4B's pattern."""
+    changes = tiny.AS_E4B | {"max_position_embeddings": 32_768}
+    return str(tiny.make(tmp_path_factory.mktemp("checkpoints") / "as-e4b", **changes).folder)
+
+
+def test_a_published_submodel(as_e4b: str, tmp_path: Path, capsys: Capture) -> None:
+    """It is exported by its name, and verified by the name that the artifact has."""
+    target = str(tmp_path / "artifact")
+    options = ["-o", target, "--recipe", "fp32", "--submodel"]
+    assert run(["export", as_e4b, *options, "E2B", "--json"]) == 0
+    exported = json.loads(capsys.readouterr().out)
+    assert exported["submodel"] == "E2B"
+    quick = ["--against", as_e4b, "--prompt", "hello", "--new-tokens", "2", "--max-relative-error", "1e-3"]
+    assert run(["verify", target, *quick]) == 0
+    capsys.readouterr()
+    assert run(["verify", target, *quick, "--submodel", "E2.49B-block"]) == 5
+    assert "compare it with the checkpoint it was made from" in capsys.readouterr().err
+
+
+def test_a_submodel_of_ones_own(as_e4b: str, tmp_path: Path, capsys: Capture) -> None:
+    """The artifact has only its name: verifying needs its file."""
+    own, target = tmp_path / "own.yaml", str(tmp_path / "artifact")
+    own.write_text("mine: {drop: [0-15, 21-33], widths: {default: 77, 20: half}}", "utf-8")
+    assert run(["export", as_e4b, "-o", target, "--recipe", "fp32", "--submodel", str(own)]) == 0
+    assert capsys.readouterr().out.splitlines()[0].endswith("recipe fp32, sub-model mine")
+    quick = ["--against", as_e4b, "--prompt", "hello", "--new-tokens", "2"]
+    assert run(["verify", target, *quick]) == 2
+    assert "holds 'mine', which is not published: give its file with --submodel" in capsys.readouterr().err
+    assert run(["verify", target, *quick, "--submodel", str(own)]) == 0
+
+
+def test_the_submodel_that_fits(
+    as_e4b: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    """By the plan for E4B itself, without encoders where none is exported."""
+    monkeypatch.setattr("edge_gemma.export.cli.model_name", lambda config: "E4B")
+    options = ["--recipe", "fp32", "--overwrite", "--json", "-o", str(tmp_path / "artifact")]
+    fp32 = find_recipe("fp32")
+    sizes = {
+        c.name: c.candidate.plan.peak for c in Chooser(fp32, context=4096, budget=1, encoders=()).ranked()
+    }
+    budget = sizes["E2.69B-layer"]  # enough for that one, and for no longer context
+    for context, expected in (("4096", "E2.69B-layer"), ("32768", "E2.54B-layer")):
+        assert run(["export", as_e4b, *options, "--memory", str(budget), "--context", context]) == 0
+        out, err = capsys.readouterr()
+        ranked = Chooser(fp32, context=int(context), budget=budget, encoders=()).ranked()
+        assert err == f"{explain(ranked)}\n"
+        assert json.loads(out)["submodel"] == ranked[0].name == expected
+    assert run(["export", as_e4b, *options, "--memory", "1GiB"]) == 8
+    assert capsys.readouterr().err.startswith(
+        "error: nothing fits 1.00 GiB at 4096 tokens of context, E2B fp32"
+    )
+
+
+def test_submodels_that_are_refused(as_e4b: str, tmp_path: Path, capsys: Capture) -> None:
+    target = str(tmp_path / "artifact")
+    cases = [
+        (["--submodel", "E3B"], "no sub-model is called 'E3B': choose E4B, E2B"),
+        (["--submodel", str(tmp_path / "none.yaml")], "does not exist: expected a sub-model file"),
+        (["--submodel", "E2B", "--memory", "2GiB"], "leave --memory or --submodel out"),
+        (["--context", "512"], "--context is about --memory: give both or neither"),
+        (["--memory", "plenty"], "'plenty' is not a size"),
+        (
+            ["--memory", "3GiB"],
+            "is neither E2B nor E4B, and --memory chooses among published sub-models of E4B",
+        ),
+    ]
+    for text, message in (
+        ("drop: [18]", "drops layer 18, whose keys and values later layers read: keep [18, 19]"),
+        ("drop: [40]", "drop names layer 40, expected 0 to 34"),
+        ("layers: [18, 19, 19]", "layers names layer 19 twice"),
+        ("layers: []", "keeps no layer"),
+        ("widths: 512", "a width of 512: expected 1 to 256"),
+        ("widths: 100", "a width of 100: expected a multiple of 128, the recipe's block"),
+    ):
+        (tmp_path / f"{len(cases)}.yaml").write_text(f"mine: {{{text}}}", "utf-8")
+        cases.append((["--submodel", str(tmp_path / f"{len(cases)}.yaml")], message))
+    for arguments, message in cases:
+        assert run(["export", as_e4b, "-o", target, *arguments]) == 2, arguments
+        out, err = capsys.readouterr()
+        assert out == "" and err.startswith("error: ") and err.count("\n") == 1 and message in err
+    assert run(["export", "synthetic:tiny", "-o", target, "--submodel", "E2B"]) == 2
+    assert "the source has 10 layers of 1 feed-forward widths, 5 of which share" in capsys.readouterr().err
+    assert not Path(target).exists()
 
 
 def test_a_folder_goes_through_the_command(tmp_path: Path, capsys: Capture) -> None:

@@ -74,6 +74,78 @@ def test_the_window_slides(window: int, context: int, chunk: int, sizes: list[in
         total += tokens
 
 
+@given(
+    window=st.integers(1, 12),
+    chunk=st.integers(1, 20),
+    calls=st.lists(
+        st.tuples(st.sampled_from([1, 1, 1, 1, 1, 2, 5, 20]), st.sampled_from([0, 0, 0, 0, 1, 3, 8, 30])),
+        max_size=60,
+    ),
+)
+def test_tokens_are_taken_back(window: int, chunk: int, calls: list[tuple[int, int]]) -> None:
+    """Against a plain list of what was written: after any cut the window before the new end is there, and
+    what is refused changes nothing. Never refused: back to before the last call, and by the margin over
+    calls of one token since the last cut."""
+    cache = KvCache(make_spec(window), context=100, chunk=chunk)
+    expected: list[int] = []
+    written = ones = 0  # `ones`: tokens at the end that were fed one by one
+    for tokens, back in calls:
+        tokens = min(tokens, chunk, 100 - len(expected))
+        if tokens:
+            rows = cache.extend(tokens)
+            values = range(written, written + tokens)
+            for buffer, key, _ in cache.arrays():
+                key[0, :, rows[buffer.kind] - tokens : rows[buffer.kind]] = np.array(values)[:, None]
+            expected += values
+            written += tokens
+            ones = ones + 1 if tokens == 1 else 0
+        length = max(len(expected) - back, 0)
+        try:
+            cache.truncate(length)
+        except ValueError:
+            assert back > tokens and back > min(ones, cache.margin)
+        else:
+            ones = 0 if back else ones
+            del expected[length:]
+        assert cache.length == len(expected)
+        if len(expected) < 100:
+            rows = cache.extend(1)
+            for buffer, key, _ in cache.arrays():
+                found = held(key, rows[buffer.kind] - 1)
+                assert len(found) >= min(window - 1, len(expected))
+                assert found == expected[len(expected) - len(found) :]
+            cache.truncate(len(expected))
+
+
+@pytest.mark.parametrize("window", [1, 4, 9])
+@pytest.mark.parametrize("chunk", [1, 2, 5, 8, 30])
+def test_the_margin_is_taken_back_over_calls_of_one_token(window: int, chunk: int) -> None:
+    """As a drafter does it, again and again: wherever the window slides meanwhile."""
+    cache = KvCache(make_spec(window), context=200, chunk=chunk)
+    for length in range(100):
+        for _ in range(cache.margin):
+            cache.extend(1)
+        cache.truncate(length)
+        rows = cache.extend(1)
+        assert rows["sliding"] - 1 >= min(window - 1, length)
+
+
+def test_the_margin_leaves_room_for_a_call() -> None:
+    margins = [KvCache(make_spec(4), context=10, chunk=chunk).margin for chunk in (1, 2, 3, 8, 16, 128)]
+    assert margins == [0, 1, 1, 4, 8, 8]
+
+
+@pytest.mark.parametrize("length", [-1, 7, 13])
+def test_a_cut_that_is_not_possible(length: int) -> None:
+    cache = KvCache(make_spec(8), context=40, chunk=4)
+    for _ in range(3):
+        cache.extend(4)
+    with pytest.raises(ValueError, match=f"12 tokens cannot be cut to {length}: .* from 8 to 12") as error:
+        cache.truncate(length)
+    assert "\n" not in str(error.value)
+    assert cache.length == 12
+
+
 @pytest.mark.parametrize("tokens", [5, 100])
 def test_what_does_not_fit_changes_nothing(tokens: int) -> None:
     cache = KvCache(make_spec(4), context=10, chunk=4)
@@ -81,7 +153,7 @@ def test_what_does_not_fit_changes_nothing(tokens: int) -> None:
         cache.extend(4)
     with pytest.raises(ValueError, match="do not fit"):
         cache.extend(tokens)
-    assert cache.extend(2) == {"global": 10, "sliding": 3 + 2}
+    assert cache.extend(2) == {"global": 10, "sliding": 3 + 2 + 2}  # the window, a margin, the new ones
     with pytest.raises(ValueError, match="do not fit"):
         cache.extend(1)
 

@@ -116,8 +116,7 @@ def test_a_turn_that_follows_costs_no_encoding(model: Model) -> None:
     prompt = model.encode(first)
     follow = [*first, {"role": "assistant", "content": "x"}, user(text("and now?"))]
     # the answer was cut: take it out of the cache, as if the model had said what the conversation has
-    model._generator._held = model._generator._held[: len(prompt)]  # type: ignore[union-attr]
-    model._generator._cache.length = len(prompt)  # type: ignore[union-attr]
+    model._generator._settled = len(prompt)  # type: ignore[union-attr]
     again = model.generate(follow, max_new_tokens=2, temperature=0.0)
     assert again.statistics.reused_tokens == len(prompt)
     assert (again.statistics.images, again.statistics.audio_seconds) == (0, 0.0)
