@@ -64,7 +64,8 @@ class DecoderSpec:
     One call takes S tokens and returns the logits of the last `num_logits` of them. Inputs, besides the KV
     buffers: inputs_embeds [B, S, H], per_layer_inputs [B, S, L, P], position_ids [B, S] (absolute),
     num_logits [1], sliding_rows / global_rows [B]: how many rows the KV buffers of that kind hold after this
-    call, and, of an elastic artifact, level [1]: which of its sub-models computes. A sliding buffer needs room for sliding_window - 1 + S rows.
+    call, and, of an elastic artifact, level [1]: which of its levels computes. A sliding buffer needs room
+    for sliding_window - 1 + S rows.
     """
 
     file: str

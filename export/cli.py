@@ -18,6 +18,7 @@ from edge_gemma.console import print_table, show_progress
 from edge_gemma.devices import find_device
 from edge_gemma.errors import BudgetError, EdgeGemmaError, PromptError, SubmodelError
 from edge_gemma.export.checkpoint import Checkpoint, open_checkpoint
+from edge_gemma.export.elastic import open_levels
 from edge_gemma.export.matformer import SlicedCheckpoint
 from edge_gemma.export.pipeline import export, has_tower
 from edge_gemma.export.verify import PROMPTS, verify
@@ -26,7 +27,7 @@ from edge_gemma.models import TOWERS, model_name
 from edge_gemma.progress import Progress
 from edge_gemma.recipes import DEFAULT_RECIPE, KV_DTYPES, Recipe, find_recipe
 from edge_gemma.submodel_choice import SOURCE, Chooser, explain
-from edge_gemma.submodels import block_of, find_submodel, published_names
+from edge_gemma.submodels import Submodel, block_of, find_submodel, published_names
 
 if TYPE_CHECKING:
     from edge_gemma.export.verify_encoders import EncoderReport
@@ -62,6 +63,11 @@ class VerificationError(EdgeGemmaError):
     help="MatFormer sub-model to export: a published one of E4B, such as E2.98B-layer, or one of your own.",
 )
 @click.option(
+    "--elastic",
+    metavar="NAME,NAME,…",
+    help="Export nested sub-models as levels of one artifact, the narrowest first: E2B,E3.39B-layer,E4B.",
+)
+@click.option(
     "--memory",
     metavar="SIZE",
     help="Export the published sub-model that is best of those that fit this much memory, such as 2GiB.",
@@ -84,6 +90,7 @@ def export_command(
     audio: bool,
     vision: bool,
     submodel: str | None,
+    elastic: str | None,
     memory: str | None,
     context: int | None,
     revision: str | None,
@@ -94,8 +101,8 @@ def export_command(
     """Make an artifact of SOURCE: a checkpoint folder, a hub id such as google/gemma-3n-E2B-it, or
     synthetic:E2B, synthetic:E4B, synthetic:tiny, synthetic:tiny-media (random weights of that shape)."""
     began = time.perf_counter()
-    if memory and submodel:
-        raise PromptError("--memory chooses the sub-model: leave --memory or --submodel out")
+    if sum(1 for option in (submodel, elastic, memory) if option) > 1:
+        raise PromptError("--submodel, --elastic and --memory each say what to export: give one of them")
     if context and not memory:
         raise PromptError("--context is about --memory: give both or neither")
     profile = find_device(device) if device else None
@@ -106,9 +113,13 @@ def export_command(
     if memory:
         media = [kind for kind, asked in (("audio", audio), ("vision", vision)) if asked]
         submodel = _best_submodel(checkpoint, chosen, parse_bytes(memory), context or DEFAULT_CONTEXT, media)
+    levels: list[Submodel] = []
     if submodel:
         part = find_submodel(submodel, checkpoint.config.text)
         checkpoint = SlicedCheckpoint(checkpoint, part, block=block_of(chosen))
+    elif elastic:
+        names = [name.strip() for name in elastic.split(",") if name.strip()]
+        checkpoint, levels = open_levels(checkpoint, names, block=block_of(chosen))
     if profile and (found := model_name(checkpoint.config.text)) != profile.model:
         click.echo(
             f"warning: {source} is {found or 'neither E2B nor E4B'}, and {profile.model} is recommended for "
@@ -120,6 +131,7 @@ def export_command(
             checkpoint,
             chosen,
             output,
+            levels=levels,
             audio=audio,
             vision=vision,
             overwrite=overwrite,
@@ -133,6 +145,7 @@ def export_command(
         click.echo(
             f"{output}: {format_bytes(total)} in {len(manifest.files)} files, recipe {manifest.recipe}"
             + (f", sub-model {manifest.submodel}" if manifest.submodel else "")
+            + (f", levels {', '.join(level.name for level in manifest.levels)}" if manifest.levels else "")
         )
         click.echo(f"exported in {seconds:.0f} s, peak memory {format_bytes(peak_resident_bytes())}")
 
@@ -255,6 +268,7 @@ def _summary(manifest: Manifest, output: Path, seconds: float) -> dict[str, obje
         "output": str(output),
         "source": manifest.source.name,
         "submodel": manifest.submodel,
+        "levels": [level.name for level in manifest.levels],
         "recipe": manifest.recipe,
         "files": {name: spec.bytes for name, spec in manifest.files.items()},
         "text_parameters": manifest.parameters.text,

@@ -246,7 +246,7 @@ class DecoderBuilder:
         return gates
 
     def _add_segment(self, total: str, x: str, gate: str, s: Segment, level: int) -> str:
-        """total + Wd[:, s] (gelu_tanh(gate) · Wu[s] x); total where the level that runs has no such segment"""
+        """total + Wd[:, s] (gelu_tanh(gate) · Wu[s] x); total where the running level has no segment s"""
         g = self.g
         with g.branch() as there:
             gate = g.op("Gelu", gate or self._project(x, "gate_proj", s), approximate="tanh")

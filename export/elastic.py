@@ -1,8 +1,8 @@
 """The levels of an elastic artifact: nested sub-models over one set of weights, of which one runs at a time.
 
 MatFormer (Devvrit et al., 2023) trains a model so that prefixes of its feed-forward widths are models, too.
-A level keeps every layer of the widest one that owns its KV and some of those that share it, each with a prefix
-of its width. So all levels have one KV layout, and a conversation goes on after a switch.
+A level keeps every layer of the widest one that owns its KV and some of those that share it, each with a
+prefix of its width. So all levels have one KV layout, and a conversation goes on after a switch.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from itertools import pairwise
 
 from edge_gemma.config import FULL, TextConfig
 from edge_gemma.errors import ExportError
-from edge_gemma.submodels import Submodel
+from edge_gemma.export.checkpoint import Checkpoint
+from edge_gemma.export.matformer import SlicedCheckpoint
+from edge_gemma.submodels import Submodel, apply, find_submodel
 
 
 @dataclass(frozen=True)
@@ -53,8 +55,8 @@ class Levels:
         for level in levels:
             if gone := set(owning).difference(level.layers):
                 raise ExportError(
-                    f"{level.name} leaves out layer {min(gone)}, which has keys and values of its own: levels "
-                    f"may leave out layers from {owning.stop} on; export it alone with --submodel"
+                    f"{level.name} leaves out layer {min(gone)}, which has keys and values of its own: "
+                    f"levels may leave out layers from {owning.stop} on; export it alone with --submodel"
                 )
 
     def __len__(self) -> int:
@@ -81,8 +83,36 @@ class Levels:
         return any(not widths[layer] for widths in self.widths for layer in full)
 
 
+def open_levels(
+    source: Checkpoint, names: Sequence[str], *, block: int = 1
+) -> tuple[Checkpoint, list[Submodel]]:
+    """The widest of some sub-models of `source` as a checkpoint, and all of them as its levels.
+
+    Args:
+        names: of published sub-models, or paths of .yaml files, the narrowest first.
+        block: what the recipe quantizes feed-forward columns in.
+
+    Raises:
+        SubmodelError: the source has no such sub-model.
+        ExportError: there are less than two, two of one name, or they are not nested.
+    """
+    config = source.config.text
+    found = [find_submodel(name, config) for name in names]
+    if len(found) < 2 or len({level.name for level in found}) < len(found):
+        raise ExportError(
+            f"the levels are {', '.join(level.name for level in found)}: expected two or more, each once"
+        )
+    for level in found:
+        apply(level, config, block=block)
+    widest = found[-1]
+    levels = [within(level, widest) for level in found]
+    if widths_by_layer(widest, config) == config.intermediate_size:
+        return source, levels
+    return SlicedCheckpoint(source, widest, block=block), levels
+
+
 def widths_by_layer(level: Submodel, config: TextConfig) -> tuple[int, ...]:
-    """Feed-forward width of each layer of a model that `level` is a sub-model of; 0: the layer is left out."""
+    """Feed-forward width of each layer of the model that `level` is part of; 0: the layer is left out."""
     widths = dict(zip(level.layers, level.widths, strict=True))
     return tuple(widths.get(layer, 0) for layer in range(config.num_hidden_layers))
 
@@ -95,7 +125,7 @@ def within(level: Submodel, widest: Submodel) -> Submodel:
     """
     if missing := set(level.layers).difference(widest.layers):
         raise ExportError(
-            f"{level.name} has layer {min(missing)} and {widest.name} has not: expected levels from the narrowest "
-            "to the widest, each with all layers and widths of the one before it"
+            f"{level.name} has layer {min(missing)} and {widest.name} has not: expected levels from the "
+            "narrowest to the widest, each with all layers and widths of the one before it"
         )
     return replace(level, layers=tuple(widest.layers.index(layer) for layer in level.layers))

@@ -312,6 +312,7 @@ def _facts(m: artifacts.Manifest, verified: bool) -> list[tuple[str, ...]]:
         ("recipe", f"{m.recipe}: {m.recipe_details.get('description', '')}"),
         ("text parameters", f"{m.parameters.text:,}"),
         ("effective parameters", f"{m.parameters.effective:,}"),
+        *_submodels(m),
         ("vocabulary", f"{m.vocab_size:,}"),
         ("audio", _senses(m)[0]),
         ("images", _senses(m)[1]),
@@ -339,6 +340,12 @@ def _senses(m: artifacts.Manifest) -> tuple[str, str]:
     if m.vision:
         vision = f"any size, {m.vision.soft_tokens} soft tokens, {format_bytes(m.vision.memory)}"
     return audio, vision
+
+
+def _submodels(m: artifacts.Manifest) -> list[tuple[str, str]]:
+    """What an artifact is a part of, and what parts it has."""
+    levels = [f"{level.name} ({level.effective_parameters / 1e9:.2f} B effective)" for level in m.levels]
+    return [("sub-model", m.submodel or "none"), ("levels", ", ".join(levels) or "none")]
 
 
 def _matrices(recipe: dict[str, Any]) -> list[tuple[str, ...]]:

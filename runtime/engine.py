@@ -111,16 +111,14 @@ class Model:
         with self._answering():
             self._run_level(self._open(), index)
 
-    def choose_level(
-        self, *, memory: int | str | None = None, tokens_per_second: float | None = None
-    ) -> str:
+    def choose_level(self, *, memory: int | str | None = None, tokens_per_second: float | None = None) -> str:
         """Name of the widest level that suits, for `set_level`; the narrowest where none does.
 
         Args:
             memory: what this process may take, as "2GiB" or in bytes; by default what it takes and what the
                 system has free.
-            tokens_per_second: least speed of decoding, by the answers so far. Before the first one only memory
-                counts.
+            tokens_per_second: least speed of decoding, by the answers so far. Before the first one only
+                memory counts.
 
         Raises:
             PromptError: the artifact is not elastic.
@@ -170,9 +168,9 @@ class Model:
             max_new_tokens: most tokens of the answer; what the context has room for by default.
             stop: strings that end the answer; they are not part of it.
             cancel: an event that another thread may set.
-            speculate: draft tokens and verify several at once, where that is faster: "lookup" drafts what the
-                text so far repeats, "level" lets an elastic artifact's narrowest level draft. The answer is the
-                same, but for what rounding does where tokens are almost equally likely.
+            speculate: draft tokens and verify several at once, where that is faster: "lookup" drafts what
+                the text so far repeats, "level" lets an elastic artifact's narrowest level draft. The answer
+                is the same, but for what rounding does where tokens are almost equally likely.
             level: as `set_level`, before answering; "auto" is what `choose_level` says.
             sampling: fields of SamplingOptions: temperature, top_k, top_p, min_p, repetition_penalty, seed.
 

@@ -1,4 +1,4 @@
-"""The levels of an elastic artifact while it runs: how fast each is, and a narrow one that drafts for a wide one."""
+"""Levels of an elastic artifact at work: how fast each is, and a narrow one that drafts for a wide one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from edge_gemma.runtime.session import Decoder
 
 
 class DecodingSpeed:
-    """How fast this machine decodes at each level: what a token takes grows with the weights that it reads."""
+    """How fast this machine decodes at a level: what a token takes grows with the weights it reads."""
 
     def __init__(self) -> None:
         self._bytes_per_second = 0.0  # mean of the answers so far, each half as much as the next; 0: none yet

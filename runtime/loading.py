@@ -54,8 +54,8 @@ def load(
         device: the name of a device profile, FILE.yaml:NAME, or "auto" for this machine's. Budget, context
             and threads are the profile's where they are not given, and encoders run on its execution
             provider where this onnxruntime offers it.
-        level: of an elastic artifact, the sub-model that answers first. By default the widest, or the widest that
-            keeps to the budget.
+        level: of an elastic artifact, the sub-model that answers first. By default the widest, or the widest
+            that keeps to the budget.
         global_kv: dtype of the KV cache of the global (full-attention) layers: "float16", or "int8", which is
             half as large. By default the recipe's own, or int8 where only that keeps to the budget.
         chunk: tokens of a prompt computed at once; more are faster and take more memory. By default 128,

@@ -52,8 +52,8 @@ def generation_options(*, temperature: float = DEFAULTS.temperature) -> Callable
         click.option(
             "--speculate",
             type=click.Choice(["lookup", "level"]),
-            help="Draft tokens and verify several at once, where that is faster: what the text repeats, or what "
-            "the narrowest level of an elastic artifact says.",
+            help="Draft tokens and verify several at once, where that is faster: what the text repeats, or "
+            "what the narrowest level of an elastic artifact says.",
         ),
     )
 

@@ -470,7 +470,7 @@ def test_the_public_option(demo: edge_gemma.Model) -> None:
         assert plain.statistics.drafted_tokens == 0
         figures = fast.statistics.to_dict()
         assert figures["acceptance_rate"] == round(fast.statistics.acceptance_rate, 4)
-    with pytest.raises(PromptError, match="speculate is 'off': expected True or False"):
+    with pytest.raises(PromptError, match="speculate is 'off': this artifact can have 'lookup'"):
         demo.stream("hello", speculate="off")
 
 
@@ -491,9 +491,9 @@ def test_a_stop_token_inside_a_draft(demo: edge_gemma.Model) -> None:
     assert plain.finish_reason == "stop"
     prompt = demo.encode(asked)
     ids = [*demo.tokenizer.encode(plain.text), demo.manifest.tokens.stop[-1]]
-    demo._speculation = speculate(Oracle(ids + [6] * 20, len(prompt), mistakes=0))
+    demo._speculations["lookup"] = speculate(Oracle(ids + [6] * 20, len(prompt), mistakes=0))
     fast = demo.generate(asked, temperature=0, speculate="lookup")
-    demo._speculation = Speculation(PromptLookup())
+    demo._speculations["lookup"] = Speculation(PromptLookup())
     assert (fast.text, fast.finish_reason) == (plain.text, "stop")
     assert fast.statistics.accepted_tokens > 5
     turns = [
