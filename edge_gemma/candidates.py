@@ -57,12 +57,12 @@ def of_model(model: str, recipe: Recipe, *, context: int, budget: int) -> Candid
     )
 
 
-def of_artifact(manifest: Manifest, *, context: int, budget: int) -> Candidate:
-    """The model of an artifact."""
-    needs = Needs.of(manifest)
+def of_artifact(manifest: Manifest, *, context: int, budget: int, level: int | None = None) -> Candidate:
+    """The model of an artifact; of an elastic one, the level of this index, by default the widest."""
+    needs = Needs.of(manifest, level)
     return Candidate(
         model=model_of(manifest),
-        submodel=manifest.submodel,
+        submodel=manifest.submodel if level is None else manifest.levels[level].name,
         recipe=manifest.recipe,
         quantized=manifest.recipe_details["matrices"]["mlp"] is not None,
         limit=manifest.max_context,

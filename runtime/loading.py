@@ -101,7 +101,7 @@ def load(
         planned = settings(needs, prepared=cache, global_kv=global_kv)
         if planned.fits:
             break
-    _check_budget(manifest, planned)
+    _check_budget(manifest, planned, index)
     tokenizer = Tokenizer(artifact.path(manifest.tokenizer.file), manifest.tokenizer)
     template = ChatTemplate.from_file(artifact.path(manifest.chat_template))
     folder = (Path(cache_dir) if cache_dir else prepared.default_folder()) if cache else None
@@ -110,7 +110,7 @@ def load(
     )
     release_free_memory()
     planned = settings(needs, prepared=decoder.prepared, global_kv=planned.global_kv)
-    _check_budget(manifest, planned)
+    _check_budget(manifest, planned, index)
     encoders = Encoders(
         artifact,
         threads=threads,
@@ -157,10 +157,10 @@ def _providers(profile: Device | None) -> tuple[str, ...]:
     return tuple(name for name in wanted if name in offered)
 
 
-def _check_budget(manifest: Manifest, planned: Plan) -> None:
+def _check_budget(manifest: Manifest, planned: Plan, level: int | None) -> None:
     if planned.fits or planned.budget is None:
         return
-    candidate = of_artifact(manifest, context=planned.context, budget=planned.budget)
+    candidate = of_artifact(manifest, context=planned.context, budget=planned.budget, level=level)
     if candidate.plan.fits:
         raise BudgetError(
             f"global KV in {planned.global_kv}, a chunk of {planned.chunk} tokens and encoders that are "

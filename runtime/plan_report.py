@@ -73,6 +73,7 @@ def describe(global_kv: str, chunk: int, encoders: str) -> str:
 def candidate_facts(c: Candidate) -> dict[str, Any]:
     return {
         "model": c.model,
+        "submodel": c.submodel,
         "recipe": c.recipe,
         "fits": c.plan.fits,
         "peak_bytes": c.plan.peak,

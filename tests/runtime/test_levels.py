@@ -179,6 +179,19 @@ def test_the_command_line(elastic: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert "small (0.00 B effective), large (0.00 B" in " ".join(capsys.readouterr().out.split())
 
 
+def test_plan_shows_each_level(elastic: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["plan", str(elastic), "--memory", "1GiB", "--context", "256", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["candidates"]
+    assert [(c["submodel"], c["fits"]) for c in found] == [("large", True), ("small", True)]
+    assert cli.run(["plan", str(elastic), "--memory", "64MiB", "--context", "256"]) == 8
+    assert "small fp32 needs" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_budget_too_small_for_any(elastic: Path) -> None:
+    with pytest.raises(BudgetError, match="small fp32 needs"):
+        edge_gemma.load(elastic, memory_budget="64MiB", context=256)
+
+
 def test_export_command(elastic: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     levels = tmp_path / "narrow.yaml"
     levels.write_text("narrow: {widths: {default: half}}\n", "utf-8")
