@@ -98,8 +98,8 @@ def test_one_changed_byte(folder: Path, name: str, where: float) -> None:
 @pytest.mark.parametrize(
     ("version", "kind", "advice"),
     [
-        (4, FormatVersionError, "has format version 4, this edge-gemma reads 3: upgrade edge-gemma"),
-        (2, FormatVersionError, "has format version 2, this edge-gemma reads 3: export it again"),
+        (5, FormatVersionError, "has format version 5, this edge-gemma reads 4: upgrade edge-gemma"),
+        (2, FormatVersionError, "has format version 2, this edge-gemma reads 4: export it again"),
         (None, ArtifactError, "has no format_version"),
         ("1", ArtifactError, "has no format_version"),
         (True, ArtifactError, "has no format_version"),

@@ -31,7 +31,7 @@ def test_export_in_a_process_of_its_own(tmp_path: Path) -> None:
     data = json.loads(done.stdout)
     assert done.stdout.count("\n") == 1
     assert set(data) == {
-        "output", "source", "submodel", "recipe", "files", "text_parameters", "effective_parameters",
+        "output", "source", "submodel", "levels", "recipe", "files", "text_parameters", "effective_parameters",
         "memory_estimate", "seconds", "peak_memory_bytes",
     }  # fmt: skip
     assert (data["source"], data["submodel"], data["recipe"]) == ("synthetic:tiny", None, "int4")
@@ -237,7 +237,7 @@ def test_submodels_that_are_refused(as_e4b: str, tmp_path: Path, capsys: Capture
     cases = [
         (["--submodel", "E3B"], "no sub-model is called 'E3B': choose E4B, E2B"),
         (["--submodel", str(tmp_path / "none.yaml")], "does not exist: expected a sub-model file"),
-        (["--submodel", "E2B", "--memory", "2GiB"], "leave --memory or --submodel out"),
+        (["--submodel", "E2B", "--memory", "2GiB"], "each say what to export: give one of them"),
         (["--context", "512"], "--context is about --memory: give both or neither"),
         (["--memory", "plenty"], "'plenty' is not a size"),
         (
