@@ -31,8 +31,8 @@ def test_export_in_a_process_of_its_own(tmp_path: Path) -> None:
     data = json.loads(done.stdout)
     assert done.stdout.count("\n") == 1
     assert set(data) == {
-        "output", "source", "submodel", "levels", "recipe", "files", "text_parameters", "effective_parameters",
-        "memory_estimate", "seconds", "peak_memory_bytes",
+        "output", "source", "submodel", "levels", "recipe", "files", "text_parameters",
+        "effective_parameters", "memory_estimate", "seconds", "peak_memory_bytes",
     }  # fmt: skip
     assert (data["source"], data["submodel"], data["recipe"]) == ("synthetic:tiny", None, "int4")
     assert data["files"] == {
