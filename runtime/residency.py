@@ -14,16 +14,19 @@ from edge_gemma.memory import resident_bytes
 
 SMAPS = Path("/proc/self/smaps")
 MAPPING = re.compile(r"([0-9a-f]+)-([0-9a-f]+) \S{4} \S+ \S+ \d+ +(/.*)")
-DONTNEED = 4  # MADV_DONTNEED of Linux
+DONTNEED, PAGEOUT = 4, 21  # MADV_DONTNEED and MADV_PAGEOUT of Linux
 DROP_STEP = 256 << 20
 WATCH_SECONDS = 0.02
 
 
 @contextmanager
 def dropping_pages(paths: set[Path], step: int = DROP_STEP) -> Iterator[None]:
-    """`drop_pages` of these files from a thread, each time that `step` more bytes became resident.
+    """Empty the mapped pages of these files from a thread, each time that `step` more bytes became resident.
 
-    Loading reads every page of a prepared file once: so they are not in memory all at once.
+    Loading reads every page of a prepared file once: so they are not in memory all at once. It unmaps and
+    allocates meanwhile, and what was a file's page a moment ago may be somebody's memory now. So pages are
+    reclaimed as the system does it when memory is short, which loses nothing whatever they are; they leave
+    the page cache, too.
     """
     done = Event()
 
@@ -31,7 +34,7 @@ def dropping_pages(paths: set[Path], step: int = DROP_STEP) -> Iterator[None]:
         floor = resident_bytes()
         while not done.wait(WATCH_SECONDS):
             if resident_bytes() > floor + step:
-                drop_pages(paths)
+                drop_pages(paths, PAGEOUT)
                 floor = resident_bytes()
 
     thread = Thread(target=watch, name="edge-gemma-residency", daemon=True)
@@ -43,7 +46,7 @@ def dropping_pages(paths: set[Path], step: int = DROP_STEP) -> Iterator[None]:
         thread.join()
 
 
-def drop_pages(paths: set[Path]) -> int:
+def drop_pages(paths: set[Path], advice: int = DONTNEED) -> int:
     """Empty the mapped pages of files; they are read again when they are touched. Nothing is lost by it.
 
     onnxruntime maps weights privately and writable. A mapping in which a page was written holds what its file
@@ -60,7 +63,7 @@ def drop_pages(paths: set[Path]) -> int:
     for first, last, name, resident, written in _mappings():
         if name not in wanted or written or not resident:
             continue
-        if libc.madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), DONTNEED) == 0:
+        if libc.madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), advice) == 0:
             total += resident
     return total
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import mmap
+import os
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from edge_gemma.memory import resident_bytes
 from edge_gemma.runtime import residency
-from edge_gemma.runtime.residency import drop_pages
+from edge_gemma.runtime.residency import drop_pages, dropping_pages
 
 SIZE = 8 << 20
 
@@ -64,3 +67,24 @@ def test_other_systems(mapped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(residency, "SMAPS", Path("/nowhere/smaps"))
     with mapped.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ):
         assert drop_pages({mapped}) == 0
+
+
+@pytest.mark.skipif(not residency.SMAPS.exists(), reason="needs /proc")
+def test_pages_leave_while_they_are_read(tmp_path: Path) -> None:
+    """What is read from them stays right, and memory of others untouched."""
+    path = tmp_path / "weights"
+    block = np.arange(1 << 18, dtype=np.uint32)  # 1 MiB
+    with path.open("wb") as file:
+        for _ in range(96):
+            file.write(block.tobytes())
+        os.fsync(file.fileno())  # pages that are not on storage yet cannot leave
+    mapped = np.memmap(path, np.uint32, mode="c")
+    own = block.copy()
+    before, most = resident_bytes(), 0
+    with dropping_pages({path}, step=8 << 20):
+        for first in range(0, len(mapped), len(block)):
+            np.testing.assert_array_equal(mapped[first : first + len(block)], block)
+            most = max(most, resident_bytes())
+            time.sleep(0.01)
+    assert most - before < 64 << 20
+    np.testing.assert_array_equal(own, block)
