@@ -164,7 +164,10 @@ def _turn(model: Model, history: list[Part], answer: int) -> Statistics:
     """Answer the last message and append the answer."""
     room = model.context - len(model.encode(history))
     found = model.generate(history, max_new_tokens=min(room, answer), temperature=0.0)
-    history.append(_model(found.text.strip() or "Yes."))
+    said = found.text.strip()
+    # Read back, what random weights say may have many more tokens than they took to say it.
+    kept = longest(lambda end: len(model.tokenizer.encode(said[:end])) <= answer, len(said))
+    history.append(_model(said[:kept].strip() or "Yes."))
     return found.statistics
 
 
