@@ -250,6 +250,11 @@ class Manifest:
         """The decoder graphs by dtype of the global layers' KV cache; the first is the recipe's own."""
         return {spec.global_kv: spec for spec in (self.decoder, self.decoder_int8_kv) if spec}
 
+    @property
+    def level_indices(self) -> tuple[int | None, ...]:
+        """Indices of the levels, narrowest first; None alone where the artifact is not elastic."""
+        return tuple(range(len(self.levels))) or (None,)
+
     def level(self, name: str) -> int:
         """The index of a level of an elastic artifact.
 

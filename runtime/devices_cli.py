@@ -82,8 +82,10 @@ def plan_command(
     if artifact:
         manifest = artifacts.read(artifact).manifest
         tokens = _context(context, device, manifest.max_context)
-        levels = range(len(manifest.levels)) if manifest.levels else [None]
-        found = [of_artifact(manifest, context=tokens, budget=budget, level=level) for level in levels]
+        found = [
+            of_artifact(manifest, context=tokens, budget=budget, level=level)
+            for level in manifest.level_indices
+        ]
     else:
         recipes = [find_recipe(recipe)] if recipe else list(load_recipes().values())
         tokens = _context(context, device, TEXT["max_position_embeddings"])

@@ -10,7 +10,7 @@ import onnxruntime as ort
 
 from edge_gemma import artifact as artifacts
 from edge_gemma.artifact import Manifest
-from edge_gemma.candidates import advise, of_artifact
+from edge_gemma.candidates import DEFAULT_CONTEXT, advise, of_artifact
 from edge_gemma.devices import CPU, Device, detect_device, find_device
 from edge_gemma.errors import BudgetError, PromptError
 from edge_gemma.memory import format_bytes, parse_bytes, release_free_memory
@@ -24,7 +24,6 @@ from edge_gemma.runtime.generation import Generator
 from edge_gemma.runtime.prompt import PromptBuilder
 from edge_gemma.runtime.tokenizer import Tokenizer
 
-DEFAULT_CONTEXT = 4096
 AUTO = "auto"
 logger = logging.getLogger(__name__)
 
@@ -96,7 +95,8 @@ def load(
     settings = functools.partial(
         plan, context=context, budget=budget, chunk=chunk, keep_encoders=keep_encoders
     )
-    for index in _levels(manifest, level):  # before anything is loaded
+    widest_first = reversed(manifest.level_indices)
+    for index in widest_first if level is None else [manifest.level(level)]:  # before anything is loaded
         needs = Needs.of(manifest, index)
         planned = settings(needs, prepared=cache, global_kv=global_kv)
         if planned.fits:
@@ -139,13 +139,6 @@ def profile_of(device: str | Device | None) -> Device | None:
     if device is None or isinstance(device, Device):
         return device
     return detect_device() if device == AUTO else find_device(device)
-
-
-def _levels(manifest: Manifest, asked: str | None) -> list[int | None]:
-    """Indices of the levels to try, the preferred one first; of an artifact that is not elastic, None."""
-    if asked is not None:
-        return [manifest.level(asked)]
-    return [*reversed(range(len(manifest.levels)))] or [None]
 
 
 def _providers(profile: Device | None) -> tuple[str, ...]:

@@ -173,19 +173,26 @@ def test_a_drafter_that_uses_the_cache(
             assert statistics.accepted_tokens == statistics.drafted_tokens > 0
 
 
+def drafted(
+    generator: Generator, prompt: list[int], expected: list[int], *, mistakes: float
+) -> Iterator[int]:
+    """An answer as it is said, to be left at any token."""
+    return generator.generate(
+        prompt,
+        make_sampler(GREEDY),
+        max_new_tokens=40,
+        statistics=Statistics(),
+        speculation=speculate(Oracle(expected, len(prompt), mistakes=mistakes)),
+    )
+
+
 @pytest.mark.parametrize("left", range(1, 12))
 def test_the_conversation_goes_on(left: int, make: Callable[..., Generator]) -> None:
     """Left after any token, among them accepted drafts, it holds what it would hold without speculation."""
     prompt = prompt_of(3, 30)
     expected = answer(make(), prompt)
     generator = make()
-    tokens = generator.generate(
-        prompt,
-        make_sampler(GREEDY),
-        max_new_tokens=40,
-        statistics=Statistics(),
-        speculation=speculate(Oracle(expected, len(prompt), mistakes=0.1)),
-    )
+    tokens = drafted(generator, prompt, expected, mistakes=0.1)
     said = [next(tokens) for _ in range(left)]
     if left % 2:
         tokens.close()  # type: ignore[attr-defined]
@@ -202,13 +209,7 @@ def test_another_answer_than_the_one_drafted(make: Callable[..., Generator]) -> 
     prompt = prompt_of(4, 30)
     expected = answer(make(), prompt)
     generator = make()
-    tokens = generator.generate(
-        prompt,
-        make_sampler(GREEDY),
-        max_new_tokens=40,
-        statistics=Statistics(),
-        speculation=speculate(Oracle(expected, len(prompt), mistakes=0)),
-    )
+    tokens = drafted(generator, prompt, expected, mistakes=0)
     said = [next(tokens) for _ in range(5)]
     longer = prompt + said[:-1] + [said[-1] ^ 1, 9]
     assert generator.reusable(longer) == len(prompt) + 4
