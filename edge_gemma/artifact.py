@@ -267,6 +267,10 @@ class Manifest:
             raise PromptError(f"there is no level {name!r}: this artifact {known}")
         return names.index(name)
 
+    def weights_of(self, level: str | None) -> int:
+        """Bytes of packed weights that the decoder reads for a token, at a level where there are any."""
+        return self.memory.weights if level is None else self.levels[self.level(level)].weights
+
     def save(self, folder: Path) -> None:
         (folder / MANIFEST).write_text(json.dumps(dataclasses.asdict(self), indent=1) + "\n", "utf-8")
 

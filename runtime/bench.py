@@ -228,7 +228,6 @@ class _Bench:
 
     def report(self, runs: int, tokens: int, first: Loaded) -> Report:
         manifest = self.artifact.manifest
-        weights = manifest.memory.weights
         bandwidths = [d.bytes_per_second for found in self.speeds for d in found.decode.values()]
         return Report(
             source=manifest.source.name,
@@ -240,14 +239,14 @@ class _Bench:
             context=first.context,
             global_kv=first.global_kv,
             prefill={n: Figure.of([s.prefill[n] for s in self.speeds]) for n in self._measured("prefill")},
-            decode={end: self._decode(end, weights) for end in self._measured("decode")},
+            decode={end: self._decode(end, first.weights) for end in self._measured("decode")},
             first_token={kind: _first_token(answers) for kind, answers in self.answers.items()},
             load={name: Figure.of(values) for name, values in self.loads.items()},
             memory={name: Figure.of(values) for name, values in self.memory.items()},
             bandwidth=Figure.of(bandwidths) if bandwidths else None,
             bandwidth_method=bandwidth.METHOD,
             bandwidth_array=self.array_bytes,
-            weights_per_token=weights,
+            weights_per_token=first.weights,
             notes=tuple(self.notes),
         )
 

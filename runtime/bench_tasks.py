@@ -42,6 +42,7 @@ class Loaded:
     peak_bytes: int  # VmHWM
     context: int  # tokens
     global_kv: str  # dtype of the global layers' KV cache
+    weights: int  # bytes that decoding a token reads
     files: tuple[Path, ...]  # that loading mapped
 
 
@@ -84,6 +85,7 @@ def load_model(step: Step, artifact: Path, model: Mapping[str, Any]) -> Loaded:
             peak_bytes=peak,
             context=loaded.context,
             global_kv=loaded.plan.global_kv,
+            weights=loaded.manifest.weights_of(loaded.level),
             files=files,
         )
 

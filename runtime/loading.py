@@ -14,7 +14,7 @@ from edge_gemma.candidates import DEFAULT_CONTEXT, advise, of_artifact
 from edge_gemma.devices import CPU, Device, detect_device, find_device
 from edge_gemma.errors import BudgetError, PromptError
 from edge_gemma.memory import format_bytes, parse_bytes, release_free_memory
-from edge_gemma.planning import KEPT, TURNS, Needs, Plan, plan
+from edge_gemma.planning import KEPT, TURNS, Needs, Plan, plan, settle
 from edge_gemma.runtime import prepared
 from edge_gemma.runtime.chat import ChatTemplate
 from edge_gemma.runtime.embeddings import EmbeddingStore
@@ -102,9 +102,11 @@ def load(
         if planned.fits:
             break
     _check_budget(manifest, planned, index)
+    folder = (Path(cache_dir) if cache_dir else prepared.default_folder()) if cache else None
+    if folder and not prepared.find(artifact, folder, global_kv=planned.global_kv):
+        _check_preparing(needs, planned)
     tokenizer = Tokenizer(artifact.path(manifest.tokenizer.file), manifest.tokenizer)
     template = ChatTemplate.from_file(artifact.path(manifest.chat_template))
-    folder = (Path(cache_dir) if cache_dir else prepared.default_folder()) if cache else None
     decoder = prepared.open_decoder(
         artifact, folder, global_kv=planned.global_kv, threads=threads, level=index
     )
@@ -148,6 +150,17 @@ def _providers(profile: Device | None) -> tuple[str, ...]:
     if missing := [name for name in wanted if name not in offered]:
         logger.warning("this onnxruntime has no %s: the encoders run on the processor", ", ".join(missing))
     return tuple(name for name in wanted if name in offered)
+
+
+def _check_preparing(needs: Needs, planned: Plan) -> None:
+    """An elastic artifact is written to the cache with all of its levels, whichever will run."""
+    preparing = sum(settle(needs, context=planned.context, prepared=False).phases["load"].values())
+    if needs.widest and planned.budget and preparing > planned.budget:
+        raise BudgetError(
+            f"preparing this artifact for this machine, once, takes {format_bytes(preparing)}, as all of its "
+            f"levels are, and the budget is {format_bytes(planned.budget)}: run `edge-gemma prepare` before, "
+            "without a budget, or on a machine of the same kind with more memory, and copy its --cache-dir"
+        )
 
 
 def _check_budget(manifest: Manifest, planned: Plan, level: int | None) -> None:

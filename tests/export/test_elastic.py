@@ -4,19 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import tiny
 from numpy.typing import NDArray
 
+import edge_gemma
+from demo.data import held_out
+from edge_gemma import Statistics
 from edge_gemma import artifact as artifacts
 from edge_gemma.artifact import Artifact
 from edge_gemma.config import parse_config
 from edge_gemma.errors import ExportError
 from edge_gemma.export.checkpoint import open_checkpoint
-from edge_gemma.export.elastic import Levels, Segment, within
+from edge_gemma.export.elastic import Levels, Segment, open_levels, within
 from edge_gemma.export.matformer import SlicedCheckpoint
 from edge_gemma.export.parity import compare
 from edge_gemma.export.pipeline import export
@@ -135,6 +140,52 @@ def test_int8_global_kv(tmp_path: Path) -> None:
     small = replace(recipe, kv_cache=recipe.kv_cache | {"global": "int8"})
     with pytest.raises(ExportError, match="choose --global-kv float16"):
         export(source, small, tmp_path / "refused", levels=(fewer, LARGE))
+
+
+@pytest.mark.parametrize("recipe", ["fp32", "int4"])
+def test_levels_of_the_demo(recipe: str, demo_checkpoint: Path, tmp_path: Path) -> None:
+    """Logits and greedy tokens of the trained model: held-out sums and commands, at each level."""
+    source, chosen = open_checkpoint(str(demo_checkpoint)), find_recipe(recipe)
+    names = [str(demo_checkpoint.parent / "levels" / f"{name}.yaml") for name in ("half", "mixed", "whole")]
+    widest, levels = open_levels(source, names)
+    text_only = {"audio": False, "vision": False}
+    export(widest, chosen, tmp_path / "elastic", levels=levels, **text_only)
+    for level in levels:
+        export(SlicedCheckpoint(source, level), chosen, tmp_path / level.name, **text_only)
+    questions = [list(item.messages) for task in ("sums", "commands") for item in held_out(task, 10)]
+    for number, level in enumerate(levels):
+        answers, rows = zip(
+            *(
+                answer(tmp_path / name, questions, level=at)
+                for name, at in (("elastic", level.name), (level.name, None))
+            ),
+            strict=True,
+        )
+        if number == 0:
+            assert answers[0] == answers[1]
+            np.testing.assert_array_equal(*rows)
+        elif recipe == "fp32":
+            assert answers[0] == answers[1]
+            assert compare(*rows).max_relative_error < 1e-5
+        else:
+            assert sum(a == b for a, b in zip(*answers, strict=True)) >= 0.9 * len(questions)
+
+
+def answer(artifact: Path, prompts: Any, level: str | None) -> tuple[list[list[int]], NDArray[np.float32]]:
+    """Greedy ids of each prompt, and the logits [tokens of all answers, V] that they were chosen from."""
+    found, rows = [], []
+
+    def best(row: NDArray[np.float32], history: Sequence[int]) -> int:
+        rows.append(row)
+        return int(row.argmax())
+
+    with edge_gemma.load(artifact, context=256, threads=1, cache=False, level=level) as model:
+        generator = model._open()
+        for prompt in prompts:
+            ids = model.encode(prompt)
+            said = generator.generate(ids, best, max_new_tokens=32, statistics=Statistics())
+            found.append(list(takewhile(lambda token: token not in model.manifest.tokens.stop, said)))
+    return found, np.stack(rows)
 
 
 def test_segments() -> None:

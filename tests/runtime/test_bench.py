@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from edge_gemma import artifact as artifacts
 from edge_gemma.errors import PromptError
 from edge_gemma.runtime import bench, bench_tasks
 from edge_gemma.runtime.bench import Figure
 from edge_gemma.runtime.bench_report import to_json
 from edge_gemma.runtime.bench_tasks import Answered, Decoded, Loaded, Speeds
 
+WEIGHTS = 1000  # bytes that a token reads
 FIGURE = {"median", "min", "max", "values"}
 
 
@@ -58,7 +58,14 @@ class Faked:
         if task is bench_tasks.load_model:
             number = next(self.loads)
             here = (Path(__file__),)
-            return Loaded(seconds=number, peak_bytes=100 * number, context=64, global_kv="int8", files=here)
+            return Loaded(
+                seconds=number,
+                peak_bytes=100 * number,
+                context=64,
+                global_kv="int8",
+                weights=WEIGHTS,
+                files=here,
+            )
         if task is bench_tasks.speeds:
             return self.speeds.pop(0)
         return Answered(
@@ -108,15 +115,14 @@ def test_the_order_of_a_round(tiny_artifact: Path, faked: Faked) -> None:
 
 
 def test_a_share_is_of_the_bandwidth_of_its_moment(tiny_artifact: Path, faked: Faked) -> None:
-    weights = artifacts.read(tiny_artifact).manifest.memory.weights
     faked.speeds = [
-        Speeds(prefill={}, decode={0: Decoded(tokens_per_second=speed, bytes_per_second=weights * bound)})
+        Speeds(prefill={}, decode={0: Decoded(tokens_per_second=speed, bytes_per_second=WEIGHTS * bound)})
         for speed, bound in ((8.0, 10.0), (4.0, 5.0), (9.0, 20.0))
     ]
     found = bench.measure(tiny_artifact, runs=3, prefill=[], decode_at=[0])
     assert found.decode[0].share.values == (0.8, 0.8, 0.45)
-    assert found.bandwidth == Figure.of([weights * 10.0, weights * 5.0, weights * 20.0])
-    assert found.bound == 10.0 and found.weights_per_token == weights
+    assert found.bandwidth == Figure.of([WEIGHTS * 10.0, WEIGHTS * 5.0, WEIGHTS * 20.0])
+    assert found.bound == 10.0 and found.weights_per_token == WEIGHTS
 
 
 @pytest.mark.parametrize(("stayed", "cold"), [(0.05, True), (0.5, False), (None, False)])
