@@ -1,4 +1,4 @@
-"""Plain decoding beside speculation by prompt lookup: tokens a second and how many drafts are right.
+"""Plain decoding beside speculation: tokens a second and how many drafts are right.
 
     python -m benchmarks.speculation DIR [--rounds 5] [--tokens 256] [--demo]
 
@@ -7,7 +7,9 @@ a sampler says the next token of a given text, whatever the logits are. Which dr
 the text alone, and how long a step takes does not depend on values; so the speed is real, for an answer that
 is this text. The texts: a transcript whose hesitations the answer leaves out and whose sentences it writes
 properly; the same transcript with an answer about something else; an answer that repeats its prompt word by
-word. With --demo the model also answers the demo's questions, greedily, and each of its choices is compared.
+word. The narrowest level of an elastic artifact drafts, too. How often it is right depends on the weights,
+and random ones know nothing: it drafts at its real cost, and a given share of its drafts is replaced by what
+is right. With --demo the model also answers the demo's questions, greedily, and each choice is compared.
 
 Both ways take turns, on one model; a figure is the median of its rounds. What speculation learns of speed
 stays from round to round, as it does from answer to answer, but not from text to text.
@@ -32,8 +34,9 @@ from edge_gemma import Model, Statistics
 from edge_gemma.console import show_progress
 from edge_gemma.export.parity import agrees
 from edge_gemma.runtime.generation import Generator
+from edge_gemma.runtime.levels import LevelDrafter
 from edge_gemma.runtime.sampling import Sampler
-from edge_gemma.runtime.speculation import PromptLookup, Speculation
+from edge_gemma.runtime.speculation import Drafter, PromptLookup, Speculation
 
 TASK = "Write this transcript without hesitations and with punctuation:\n"
 # name of the row → prompt, answer
@@ -42,6 +45,7 @@ TEXTS = {
     "transcript, repeated": ("Repeat:\n" + WRITTEN, WRITTEN),
     "transcript, then unrelated": (TASK + SPOKEN, UNRELATED),
 }
+SHARES = (0.6, 0.8, 0.9)  # of the narrow level's drafts that are made right
 DEMO_ITEMS = 100  # questions of each task
 DEMO_TOKENS = 48
 
@@ -78,6 +82,31 @@ def replay(prompt: list[int], answer: list[int]) -> Sampler:
     return sample
 
 
+class Scripted:
+    """Drafts that cost what a drafter's cost, and are right at a given share of the answer's places."""
+
+    costly = True
+
+    def __init__(self, drafter: Drafter, prompt: list[int], answer: list[int], share: float) -> None:
+        self._drafter = drafter
+        self._prompt = len(prompt)
+        right = np.random.default_rng(0).random(len(answer)) < share  # [answer]
+        self._drafts = [token if good else token + 1 for token, good in zip(answer, right, strict=True)]
+
+    def begin(self) -> None:
+        self._drafter.begin()
+
+    def draft(self, history: Sequence[int], limit: int) -> list[int]:
+        count = len(self._drafter.draft(history, limit))
+        at = len(history) - self._prompt
+        return self._drafts[at : at + count]
+
+
+def narrow_level(model: Model) -> LevelDrafter:
+    generator = model._open()
+    return LevelDrafter(generator.decoder, generator._store, generator.cache)
+
+
 def say(
     generator: Generator, prompt: list[int], sampler: Sampler, tokens: int, speculation: Speculation | None
 ) -> Statistics:
@@ -91,11 +120,15 @@ def say(
     return found
 
 
-def measure_replay(model: Model, texts: tuple[str, str], tokens: int, rounds: int) -> Measured:
+def measure_replay(
+    model: Model, texts: tuple[str, str], tokens: int, rounds: int, share: float | None = None
+) -> Measured:
+    """One text; `share` of the narrow level's drafts are right, where that is what drafts."""
     generator = model._open()
     prompt = model.encode(texts[0])
     answer = model.tokenizer.encode(texts[1])[:tokens]
-    sampler, speculation = replay(prompt, answer), Speculation(PromptLookup())
+    drafter = PromptLookup() if share is None else Scripted(narrow_level(model), prompt, answer, share)
+    sampler, speculation = replay(prompt, answer), Speculation(drafter)
     say(generator, prompt, sampler, min(8, len(answer)), None)  # the first one warms up
     found = Measured([], [])
     for round in range(rounds):
@@ -113,10 +146,10 @@ def _count(found: Measured, got: Statistics, drafting: bool) -> None:
         found.tokens += got.generated_tokens
 
 
-def measure_demo(model: Model, task: str, advance: Callable[[], None]) -> Measured:
+def measure_demo(model: Model, task: str, drafter: Drafter, advance: Callable[[], None]) -> Measured:
     """The model's own greedy answers, a round each, and where speculation would have chosen otherwise."""
     generator, stop = model._open(), frozenset(model.manifest.tokens.stop)
-    speculation, found = Speculation(PromptLookup()), Measured([], [])
+    speculation, found = Speculation(drafter), Measured([], [])
     for number, item in enumerate(held_out(task, DEMO_ITEMS)):
         prompt = model.encode(list(item.messages))
         rows: list[NDArray[np.float32]] = []  # [V] each
@@ -174,9 +207,17 @@ def main(artifact: Path, rounds: int, tokens: int, demo: bool, threads: int | No
         for name, texts in TEXTS.items():
             progress.stage(name, 0)
             found[name] = measure_replay(model, texts, tokens, rounds)
+        elastic = bool(model.manifest.levels)
+        for share in SHARES if elastic else ():
+            progress.stage(name := f"narrow level drafts, {share:.0%} right", 0)
+            found[name] = measure_replay(model, TEXTS["transcript, edited"], tokens, rounds, share)
         for task in TASKS if demo else ():
-            progress.stage(task, DEMO_ITEMS)
-            found[f"demo: {task}"] = measure_demo(model, task, lambda: progress.advance(1))
+            drafters: dict[str, Drafter] = {"": PromptLookup()}
+            if elastic:
+                drafters[", narrow level drafts"] = narrow_level(model)
+            for way, drafter in drafters.items():
+                progress.stage(name := f"demo: {task}{way}", DEMO_ITEMS)
+                found[name] = measure_demo(model, task, drafter, lambda: progress.advance(1))
         name = f"{model.manifest.source.name}, {model.manifest.recipe}"
     header = (
         name,
