@@ -4,8 +4,13 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO := artifacts/demo
+# aarch64 Python and its wheels; what the runtime's tests open where there is no exporter
+ARM_TREE := artifacts/arm
+TEST_ARTIFACTS := artifacts/test-artifacts
+RECORDED_FROM := $(wildcard edge_gemma/*.py edge_gemma/*.yaml export/*.py runtime/*.py demo/*.py demo/checkpoint/* \
+  tests/*.py tests/arm/answers.py tests/arm/record.py) constraints.txt
 
-.PHONY: install espeak demo test lint types fast trueshape eval real clean
+.PHONY: install espeak jdk demo test lint types fast trueshape eval real test-android test-artifacts test-arm test-device clean
 
 install: $(VENV)/.installed
 
@@ -19,6 +24,13 @@ espeak:
 	@command -v espeak-ng >/dev/null \
 	  || { [ "$$(id -u)" = 0 ] && apt-get -qq update && apt-get -qq install -y espeak-ng >/dev/null; } \
 	  || { echo "espeak-ng is missing: apt-get install espeak-ng"; exit 1; }
+
+# runs the engine of the Android demo on the desktop, and compiles its app; the shim to onnxruntime needs cc
+jdk:
+	@{ command -v javac && command -v cc; } >/dev/null \
+	  || { [ "$$(id -u)" = 0 ] && apt-get -qq update \
+	    && apt-get -qq install -y openjdk-17-jdk-headless gcc libc6-dev >/dev/null; } \
+	  || { echo "a JDK or a C compiler is missing: apt-get install openjdk-17-jdk-headless gcc libc6-dev"; exit 1; }
 
 # demo/samples/samples.json says what the clips and pictures hold
 demo: install
@@ -44,12 +56,31 @@ lint: install
 types: install
 	$(BIN)/mypy
 
-fast: install espeak
+fast: install espeak jdk
 	$(BIN)/pytest -q -m "not trueshape"
 
 # random weights at E2B's true shape: about 4 GB of disk, 2 GiB of memory, ten minutes
 trueshape: install
 	$(BIN)/pytest -q -m trueshape
+
+# of the fast tests, those of android_demo: its engine answers as Python does, its sources become an APK
+test-android: install jdk
+	$(BIN)/pytest -q tests/jvm tests/android
+
+test-artifacts: $(TEST_ARTIFACTS)/.made
+
+$(TEST_ARTIFACTS)/.made: $(RECORDED_FROM) | install espeak
+	$(BIN)/python tests/arm/record.py $(TEST_ARTIFACTS)
+	@touch $@
+
+# the runtime's tests and the demo as Cortex-A72, Cortex-A76 and a core with i8mm, emulated; see docs/arm.md
+test-arm: install test-artifacts
+	$(BIN)/python tests/arm/tree.py $(ARM_TREE)
+	$(BIN)/python tests/arm/run.py $(ARM_TREE) $(TEST_ARTIFACTS) $(foreach core,$(CORES),--core $(core))
+
+# on a real board, without the exporter: TESTS=folder of `make test-artifacts`, ARTIFACT=folder of any artifact
+test-device:
+	@$(PYTHON) tests/arm/device.py $(if $(TESTS),--tests '$(TESTS)') $(if $(ARTIFACT),--artifact '$(ARTIFACT)')
 
 # the demo checkpoint's held-out tasks, transformers beside every recipe
 eval: install espeak

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach a hub
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="edge-gemma-tests-")  # not this user's own
@@ -17,19 +20,42 @@ sys.path.insert(0, str(Path(__file__).parent))  # `import tiny` in every test fo
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))  # `import demo`
 
-from edge_gemma.export.timm_support import repair_torchvision  # noqa: E402
+import made as made_artifacts  # noqa: E402
 
-repair_torchvision()  # before any test imports a model of transformers
+TORCH = made_artifacts.installed("torch")  # not where only the runtime is: on a board, on an emulated one
+if TORCH:
+    from edge_gemma.export.timm_support import repair_torchvision
+
+    repair_torchvision()  # before any test imports a model of transformers
+if made_artifacts.folder():  # a board, or an emulated one: no example may fail for being slow
+    settings.register_profile("slow", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("slow")
+LEFT_OUT = {
+    module: library
+    for module, library in made_artifacts.REFERENCES.items()
+    if not made_artifacts.installed(library)
+}
+collect_ignore = [f"runtime/{module}" for module in LEFT_OUT]
 
 
 @pytest.fixture(scope="session", autouse=True)
 def quiet_transformers() -> None:
+    if not TORCH:
+        return
     import torch
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     torch.set_num_threads(1)  # tiny models gain nothing from more
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    for module, library in LEFT_OUT.items():
+        tests = re.findall(r"^def test_", (ROOT / "tests" / "runtime" / module).read_text("utf-8"), re.M)
+        terminalreporter.write_line(
+            f"left out: {len(tests)} tests of {module}, which compare with {library}: it is not installed"
+        )
 
 
 def pytest_sessionfinish() -> None:
@@ -42,32 +68,46 @@ def demo_checkpoint() -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An int4 artifact of synthetic:tiny; read-only: copy it before damaging it."""
+def demo_artifact(demo_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An int4 artifact of the demo checkpoint, for other languages' runtimes; read-only."""
     from edge_gemma.export.checkpoint import open_checkpoint
     from edge_gemma.export.pipeline import export
     from edge_gemma.recipes import find_recipe
 
-    target = tmp_path_factory.mktemp("artifacts") / "tiny-int4"
-    export(open_checkpoint("synthetic:tiny"), find_recipe("int4"), target)
+    target = tmp_path_factory.mktemp("artifacts") / "demo"
+    export(open_checkpoint(str(demo_checkpoint)), find_recipe("int4"), target)
     return target
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The artifact of a name in tests/made.py; read-only: copy it before damaging it."""
+    found: dict[str, Path] = {}
+
+    def made(name: str) -> Path:
+        if name not in found:
+            found[name] = made_artifacts.find(name, lambda: tmp_path_factory.mktemp("artifacts"))
+        return found[name]
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def tiny_artifact(made: Callable[[str], Path]) -> Path:
+    """An int4 artifact of synthetic:tiny."""
+    return made("tiny-int4")
+
+
+@pytest.fixture(scope="session")
+def media_artifact(made: Callable[[str], Path]) -> Path:
+    """An fp32 artifact of a random checkpoint with all three towers."""
+    return made("multimodal-fp32")
 
 
 @pytest.fixture(scope="session")
 def multimodal_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A random checkpoint with all three towers, and transformers' model of it: a multimodal.Multimodal."""
+    """The checkpoint of media_artifact, and transformers' model of it: a multimodal.Multimodal."""
+    made_artifacts.needs("torch")
     import multimodal
 
     return multimodal.make(tmp_path_factory.mktemp("checkpoints") / "multimodal")
-
-
-@pytest.fixture(scope="session")
-def media_artifact(multimodal_checkpoint: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Its fp32 artifact; read-only."""
-    from edge_gemma.export.checkpoint import open_checkpoint
-    from edge_gemma.export.pipeline import export
-    from edge_gemma.recipes import find_recipe
-
-    target = tmp_path_factory.mktemp("artifacts") / "multimodal-fp32"
-    export(open_checkpoint(str(multimodal_checkpoint.folder)), find_recipe("fp32"), target)
-    return target

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("demo/*.md")])
+PAGES = sorted(
+    page for folder in (".", "docs", "demo", "android_demo") for page in (ROOT / folder).glob("*.md")
+)
 
 
 def test_cli_page_is_current() -> None:

@@ -7,10 +7,6 @@ import shutil
 import pytest
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "apk: builds the demo for Android: a JDK, and Debian's packages")
-
-
 @pytest.fixture(scope="session", autouse=True)
 def jdk() -> None:
     if shutil.which("javac") is None:

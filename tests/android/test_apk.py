@@ -11,8 +11,6 @@ from pathlib import Path
 import pytest
 from android.demo_app import DEMO, run, sources
 
-pytestmark = pytest.mark.apk
-
 SCRIPT = DEMO / "build_apk.sh"
 TOOLS = DEMO / "build/tools"
 JAVA = (DEMO / "app/src/main/java", DEMO / "engine/src/main/java")

@@ -7,25 +7,17 @@ import wave
 from pathlib import Path
 
 import numpy as np
-import pytest
 from android.demo_app import DEMO, ROOT, run, sources
 from jvm.bridge import compile_shim, onnxruntime_library
 from PIL import Image
 
 import edge_gemma
-from edge_gemma.export.checkpoint import open_checkpoint
-from edge_gemma.export.pipeline import export
-from edge_gemma.recipes import find_recipe
-
-pytestmark = pytest.mark.apk
 
 SAMPLES = ROOT / "demo/samples"
 APP = DEMO / "app/src/main/java/io/github/edgegemma/demo"
 
 
-def test_it_answers_hears_and_sees(demo_checkpoint: Path, tmp_path: Path) -> None:
-    artifact = tmp_path / "artifact"
-    export(open_checkpoint(str(demo_checkpoint)), find_recipe("int4"), artifact)
+def test_it_answers_hears_and_sees(demo_artifact: Path, tmp_path: Path) -> None:
     classes = tmp_path / "classes"
     engine = (DEMO / "engine/src/main/java", DEMO / "engine/desktop/java")
     desktop = Path(__file__).parent / "desktop"
@@ -42,10 +34,17 @@ def test_it_answers_hears_and_sees(demo_checkpoint: Path, tmp_path: Path) -> Non
 
     done = run(
         *("java", "-cp", classes, "io.github.edgegemma.demo.core.Session", tmp_path / "libshim.so"),
-        *(onnxruntime_library(), artifact, tmp_path / "clip", "es", tmp_path / "picture", str(argb.shape[1])),
+        *(
+            onnxruntime_library(),
+            demo_artifact,
+            tmp_path / "clip",
+            "es",
+            tmp_path / "picture",
+            str(argb.shape[1]),
+        ),
     )
     answer, transcription, translation, description = done.stdout.splitlines()
-    model = edge_gemma.load(artifact)
+    model = edge_gemma.load(demo_artifact)
     expected = json.loads((SAMPLES / "samples.json").read_text("utf-8"))
     assert answer
     assert transcription == model.transcribe(SAMPLES / "english-2.wav").text

@@ -9,8 +9,6 @@ import pytest
 from android.demo_app import DEMO, run, sources
 from PIL import Image, ImageOps
 
-pytestmark = pytest.mark.apk
-
 HERE = Path(__file__).parent
 APP = DEMO / "app/src/main/java/io/github/edgegemma/demo"
 TESTS = sorted((HERE / "java").rglob("*Test.java"))

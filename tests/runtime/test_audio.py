@@ -16,12 +16,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-import librosa
 import numpy as np
 import pytest
 import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made import needs
 from numpy.typing import NDArray
 
 from edge_gemma.errors import MediaError
@@ -47,7 +47,7 @@ def encoded(samples: Samples, rate: int = 44_100, kind: str = "WAV", subtype: st
 def by_librosa(data: bytes) -> Samples:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # audioread imports what Python 3.13 lacks
-        samples, _ = librosa.load(io.BytesIO(data), sr=RATE)
+        samples, _ = needs("librosa").load(io.BytesIO(data), sr=RATE)
     return samples
 
 
@@ -119,7 +119,7 @@ def test_any_format_is_read_as_librosa_does(kind: str, subtype: str) -> None:
     data = encoded(original, 48_000, kind, subtype)
     samples = read_clip(data)
     assert_equal(samples, by_librosa(data))
-    expected = librosa.resample(original.mean(axis=1), orig_sr=48_000, target_sr=RATE)
+    expected = needs("librosa").resample(original.mean(axis=1), orig_sr=48_000, target_sr=RATE)
     if kind != "MP3":  # is delayed; ADPCM comes in whole blocks
         assert np.sqrt(np.mean((samples[: len(expected)] - expected) ** 2)) < 0.05
 
@@ -194,7 +194,7 @@ def test_what_comes_as_it_is_recorded() -> None:
 
 def test_another_rate() -> None:
     samples = sound(2, 8_000, 1)[:, 0]
-    expected = librosa.resample(samples, orig_sr=16_000, target_sr=8_000)
+    expected = needs("librosa").resample(samples, orig_sr=16_000, target_sr=8_000)
     assert_equal(read_clip((samples, 16_000), rate=8_000), expected)
     assert_equal(read_clip(samples, rate=8_000), samples)
 
@@ -207,7 +207,7 @@ def test_any_length_is_kept(frames: int, rate: int, channels: int) -> None:
     samples = np.full((frames, channels), 0.25, np.float32)
     clip = read_clip((samples, rate))
     assert abs(len(clip) - frames * RATE / rate) <= 1
-    expected = librosa.resample(samples.mean(axis=1), orig_sr=rate, target_sr=RATE)
+    expected = needs("librosa").resample(samples.mean(axis=1), orig_sr=rate, target_sr=RATE)
     assert abs(len(clip) - len(expected)) <= 1  # of rounding, which librosa fills with silence
     assert_equal(clip[: len(expected)], expected[: len(clip)])
 

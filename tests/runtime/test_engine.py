@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -17,9 +16,6 @@ import pytest
 import edge_gemma
 from edge_gemma import Answer, EdgeGemmaError, Model
 from edge_gemma.errors import ArtifactError, ContextLimitError, PromptError
-from edge_gemma.export.checkpoint import open_checkpoint
-from edge_gemma.export.pipeline import export
-from edge_gemma.recipes import find_recipe
 
 CONTEXT = 256
 PROMPT = "Why is the sky blue? " * 4  # several sliding windows long
@@ -27,11 +23,9 @@ GREEDY: dict[str, Any] = {"temperature": 0, "max_new_tokens": 40}
 
 
 @pytest.fixture(scope="module")
-def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def artifact(made: Callable[[str], Path]) -> Path:
     """In float32: the kernels of quantized matrices round one row otherwise than many."""
-    folder = tmp_path_factory.mktemp("artifacts") / "fp32"
-    export(open_checkpoint("synthetic:tiny"), find_recipe("fp32"), folder)
-    return folder
+    return made("tiny-fp32")
 
 
 @pytest.fixture(scope="module")
@@ -82,16 +76,15 @@ def test_how_it_is_loaded_does_not_change_the_answer(
         assert other.generate(PROMPT, **GREEDY).text == model.generate(PROMPT, **GREEDY).text
 
 
-def test_global_kv_is_chosen_at_loading(tiny_artifact: Path, artifact: Path, tmp_path: Path) -> None:
+def test_global_kv_is_chosen_at_loading(
+    tiny_artifact: Path, artifact: Path, made: Callable[[str], Path]
+) -> None:
     """The answer is that of an artifact exported so; without a word it is the recipe's own."""
-    recipe = find_recipe("int4")
-    exported = replace(recipe, kv_cache=recipe.kv_cache | {"global": "int8"})
-    export(open_checkpoint("synthetic:tiny"), exported, tmp_path / "int8")
     options = [
         (tiny_artifact, None),
         (tiny_artifact, "float16"),
         (tiny_artifact, "int8"),
-        (tmp_path / "int8", None),
+        (made("tiny-int4-int8-kv"), None),
     ]
     found = []
     for folder, global_kv in options:

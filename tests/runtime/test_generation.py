@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from threading import Event
 from typing import Any
 
@@ -10,9 +11,6 @@ import numpy as np
 import pytest
 
 from edge_gemma import artifact as artifacts
-from edge_gemma.export.checkpoint import open_checkpoint
-from edge_gemma.export.pipeline import export
-from edge_gemma.recipes import find_recipe
 from edge_gemma.runtime.embeddings import EmbeddingStore
 from edge_gemma.runtime.generation import Generator
 from edge_gemma.runtime.kv_cache import KvCache
@@ -42,11 +40,9 @@ class Watched:
 
 
 @pytest.fixture(scope="module")
-def parts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Decoder, EmbeddingStore]]:
+def parts(made: Callable[[str], Path]) -> Iterator[tuple[Decoder, EmbeddingStore]]:
     """In float32: the kernels of quantized matrices round one row otherwise than many."""
-    folder = tmp_path_factory.mktemp("artifacts") / "fp32"
-    export(open_checkpoint("synthetic:tiny"), find_recipe("fp32"), folder)
-    artifact = artifacts.read(folder)
+    artifact = artifacts.read(made("tiny-fp32"))
     store = EmbeddingStore(artifact.path("embeddings.bin"), artifact.manifest.embeddings)
     yield Decoder(artifact, threads=1), store
     store.close()

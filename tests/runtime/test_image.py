@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made import needs
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
@@ -189,7 +190,7 @@ def test_a_damaged_orientation_is_upright() -> None:
 
 
 def test_as_transformers_loads_a_photo(tmp_path: Path) -> None:
-    from transformers.image_utils import load_image
+    load_image = needs("transformers.image_utils").load_image
 
     exif = Image.Exif()
     exif[0x0112] = 6

@@ -2,38 +2,31 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import tiny
+from made import needs
 
 import edge_gemma
 from edge_gemma import artifact as artifacts
 from edge_gemma import cli
 from edge_gemma.artifact import LevelSpec
 from edge_gemma.errors import BudgetError, EdgeGemmaError, PromptError
-from edge_gemma.export.checkpoint import open_checkpoint
-from edge_gemma.export.pipeline import export
 from edge_gemma.planning import Needs, plan
-from edge_gemma.recipes import find_recipe
+from edge_gemma.runtime import bench_tasks, prepared
 from edge_gemma.runtime.levels import DecodingSpeed, widest
-from edge_gemma.submodels import Submodel
 
-SMALL = Submodel("small", (0, 1, 2, 3, 4, 5, 7, 9), (128,) * 8)
-LARGE = Submodel("large", tuple(range(10)), (256,) * 10)
 PROMPT = "red fox, blue fox, red fox, blue fox"
 GREEDY = {"temperature": 0, "max_new_tokens": 12}
 
 
 @pytest.fixture(scope="module")
-def elastic(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("levels")
-    tiny.make(folder / "checkpoint", intermediate_size=256)
-    source = open_checkpoint(str(folder / "checkpoint"))
-    export(source, find_recipe("fp32"), folder / "elastic", levels=(SMALL, LARGE))
-    return folder / "elastic"
+def elastic(made: Callable[[str], Path]) -> Path:
+    return made("elastic-fp32")
 
 
 @pytest.fixture
@@ -133,6 +126,31 @@ def test_a_budget_chooses_the_level(elastic: Path, tmp_path: Path) -> None:
             assert loaded.choose_level() == "large"
 
 
+def test_preparing_takes_what_all_levels_take(elastic: Path, tmp_path: Path) -> None:
+    """A budget for the narrow level alone is kept to once the cache is there."""
+    large = 1 << 30
+    spec = artifacts.read(elastic)
+    memory = dataclasses.replace(spec.manifest.memory, weights=large)
+    wide = dataclasses.replace(spec.manifest.levels[1], weights=large)
+    manifest = dataclasses.replace(spec.manifest, memory=memory, levels=(spec.manifest.levels[0], wide))
+    manifest.save(copy := Path(shutil.copytree(elastic, tmp_path / "copy")))
+    options = {"context": 256, "threads": 1, "level": "small", "cache_dir": tmp_path / "cache"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("edge_gemma.planning.LOADED_BYTES", 0)
+        with pytest.raises(BudgetError, match="preparing this artifact .* run `edge-gemma prepare` before"):
+            edge_gemma.load(copy, memory_budget="512MiB", **options)
+        prepared.prepare(artifacts.read(copy), tmp_path / "cache")
+        with edge_gemma.load(copy, memory_budget="512MiB", **options) as loaded:
+            assert loaded.plan.prepared
+
+
+def test_a_benchmark_reads_the_weights_of_the_level(elastic: Path) -> None:
+    levels = artifacts.read(elastic).manifest.levels
+    for name, spec in (("small", levels[0]), ("large", levels[1])):
+        model = {"context": 256, "threads": 1, "cache": False, "level": name}
+        assert bench_tasks.load_model(lambda: None, elastic, model).weights == spec.weights
+
+
 def test_speed_chooses_the_level(model: edge_gemma.Model) -> None:
     assert model.choose_level(tokens_per_second=1e9) == "large"  # nothing is known before the first answer
     found = model.generate(PROMPT, **GREEDY).statistics.decode_tokens_per_second
@@ -192,12 +210,15 @@ def test_a_budget_too_small_for_any(elastic: Path) -> None:
         edge_gemma.load(elastic, memory_budget="64MiB", context=256)
 
 
-def test_export_command(elastic: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_export_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    needs("torch")
+    import tiny
+
     levels = tmp_path / "narrow.yaml"
     levels.write_text("narrow: {widths: {default: half}}\n", "utf-8")
     whole = tmp_path / "whole.yaml"
     whole.write_text("whole: {widths: full}\n", "utf-8")
-    source = str(elastic.parent / "checkpoint")
+    source = str(tiny.make(tmp_path / "checkpoint", intermediate_size=256).folder)
     arguments = ["export", source, "-o", str(tmp_path / "out"), "--recipe", "fp32"]
     assert cli.run([*arguments, "--elastic", f"{levels},{whole}", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["levels"] == ["narrow", "whole"]

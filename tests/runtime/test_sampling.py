@@ -5,17 +5,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from transformers.generation.logits_process import (
-    MinPLogitsWarper,
-    RepetitionPenaltyLogitsProcessor,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
+from made import needs
 
 from edge_gemma.errors import EdgeGemmaError, PromptError
 from edge_gemma.runtime.sampling import SamplingOptions, make_sampler, probabilities
@@ -24,18 +17,19 @@ OFF: dict[str, Any] = {"top_k": 0, "top_p": 1.0}
 INF = float("inf")
 
 
-def reference(logits: np.ndarray, history: list[int], options: SamplingOptions) -> np.ndarray:
+def by_transformers(logits: np.ndarray, history: list[int], options: SamplingOptions) -> np.ndarray:
     """transformers' probabilities, float64 [V]: its processors in the order of its generate()."""
+    torch, process = needs("torch"), needs("transformers.generation.logits_process")
     steps: list[Any] = []
     if options.repetition_penalty != 1.0:
-        steps.append(RepetitionPenaltyLogitsProcessor(options.repetition_penalty))
+        steps.append(process.RepetitionPenaltyLogitsProcessor(options.repetition_penalty))
     if options.temperature != 1.0:
-        steps.append(TemperatureLogitsWarper(options.temperature))
+        steps.append(process.TemperatureLogitsWarper(options.temperature))
     if options.top_k:
-        steps.append(TopKLogitsWarper(options.top_k))
+        steps.append(process.TopKLogitsWarper(options.top_k))
     if options.top_p < 1.0:
-        steps.append(TopPLogitsWarper(options.top_p))
-    steps.append(MinPLogitsWarper(options.min_p))
+        steps.append(process.TopPLogitsWarper(options.top_p))
+    steps.append(process.MinPLogitsWarper(options.min_p))
     ids, scores = torch.tensor([history], dtype=torch.long), torch.from_numpy(logits.copy())[None]
     for step in steps:
         scores = step(ids, scores)
@@ -93,7 +87,7 @@ def test_the_filters_are_those_of_transformers(
         temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=penalty
     )
     assume(np.isfinite(logits.max()) and not near_an_edge(logits, history, options))
-    expected = reference(logits, history, options)
+    expected = by_transformers(logits, history, options)
     actual = dense(logits, history, options)
     np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-6)
     assert set(np.flatnonzero(actual > 1e-30)) == set(np.flatnonzero(expected > 1e-30))
@@ -104,7 +98,7 @@ def test_the_filters_at_the_real_size() -> None:
     history = [int(i) for i in np.argsort(-logits)[:20:2]]
     options = SamplingOptions(temperature=0.9, min_p=0.01, repetition_penalty=1.2)
     before = logits.copy()
-    actual, expected = dense(logits, history, options), reference(logits, history, options)
+    actual, expected = dense(logits, history, options), by_transformers(logits, history, options)
     np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-6)
     assert np.count_nonzero(actual) == np.count_nonzero(expected) > 5
     np.testing.assert_array_equal(logits, before)

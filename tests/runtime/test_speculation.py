@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,10 +19,7 @@ from demo.data import TASKS, held_out
 from edge_gemma import artifact as artifacts
 from edge_gemma import cli
 from edge_gemma.errors import PromptError
-from edge_gemma.export.checkpoint import open_checkpoint
 from edge_gemma.export.parity import agrees
-from edge_gemma.export.pipeline import export
-from edge_gemma.recipes import find_recipe
 from edge_gemma.runtime.cli import _describe as describe
 from edge_gemma.runtime.embeddings import EmbeddingStore
 from edge_gemma.runtime.generation import Generator
@@ -38,7 +34,6 @@ VOCABULARY = 384
 GREEDY = SamplingOptions(temperature=0)
 # Everything that looks at the history or draws numbers, and few enough tokens for drafts to be right.
 SAMPLED = SamplingOptions(temperature=0.4, top_k=4, repetition_penalty=1.3, seed=7)
-SHAPES: dict[str, dict[str, Any]] = {"window-9": {}, "only-sliding": tiny.SHAPES["only-sliding"]}
 
 
 class Eager(Pace):
@@ -93,15 +88,12 @@ def speculate(drafter: Any) -> Speculation:
     return Speculation(drafter, Eager())
 
 
-@pytest.fixture(scope="module", params=list(SHAPES))
+@pytest.fixture(scope="module", params=["window-9", "only-sliding"])
 def parts(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest, made: Callable[[str], Path]
 ) -> Iterator[tuple[Decoder, EmbeddingStore]]:
     """In float32: the kernels of quantized matrices round one row otherwise than many."""
-    folder = tmp_path_factory.mktemp("speculation")
-    made = tiny.make(folder / "checkpoint", 1, **{"sliding_window": 9} | SHAPES[request.param])
-    export(open_checkpoint(str(made.folder)), find_recipe("fp32"), folder / "artifact")
-    artifact = artifacts.read(folder / "artifact")
+    artifact = artifacts.read(made(request.param))
     store = EmbeddingStore(artifact.path("embeddings.bin"), artifact.manifest.embeddings)
     yield Decoder(artifact, threads=1), store
     store.close()
@@ -412,10 +404,8 @@ def test_drafts_are_bounded() -> None:
 
 
 @pytest.fixture(scope="module")
-def demo(demo_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[edge_gemma.Model]:
-    folder = tmp_path_factory.mktemp("demo") / "fp32"
-    export(open_checkpoint(str(demo_checkpoint)), find_recipe("fp32"), folder, audio=False, vision=False)
-    with edge_gemma.load(folder, context=256, threads=1) as model:
+def demo(made: Callable[[str], Path]) -> Iterator[edge_gemma.Model]:
+    with edge_gemma.load(made("demo-text-fp32"), context=256, threads=1) as model:
         yield model
 
 

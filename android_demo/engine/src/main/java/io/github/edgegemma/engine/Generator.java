@@ -1,0 +1,94 @@
+package io.github.edgegemma.engine;
+
+import java.nio.FloatBuffer;
+import java.util.Arrays;
+import java.util.List;
+
+/** From ids to logits: one conversation, and what of it the KV buffers hold. Knows no text. */
+final class Generator {
+    private final Decoder decoder;
+    private final EmbeddingStore store;
+    private final KvBuffers cache;
+    private final int hidden;
+    private final int perLayer;
+    private final int chunk;
+    private long[] held = new long[0]; // one key for each row: an id, or a soft token's
+    private int count;
+
+    Generator(Decoder decoder, EmbeddingStore store, KvBuffers cache, EmbeddingSpec spec, int chunk) {
+        this.decoder = decoder;
+        this.store = store;
+        this.cache = cache;
+        this.chunk = chunk;
+        hidden = spec.hiddenSize;
+        perLayer = spec.layers * spec.perLayerWidth;
+    }
+
+    /**
+     * How many places of a prompt with these keys are there already. None where the buffers have more rows
+     * than keys: an error came before they were written.
+     */
+    int reusable(long[] keys) {
+        if (count != cache.length() || count >= keys.length) {
+            return 0;
+        }
+        for (int i = 0; i < count; i++) {
+            if (held[i] != keys[i]) {
+                return 0;
+            }
+        }
+        return count;
+    }
+
+    /**
+     * Reads a prompt chunk by chunk, from the first place that is not there already.
+     *
+     * @param keys what is at each place; {@code ids} where no soft token is
+     * @param soft the soft tokens of all places that {@link #reusable} leaves
+     * @return logits behind the last token, float32 [V]; null if it was cancelled
+     */
+    FloatBuffer prefill(int[] ids, long[] keys, List<SoftTokens> soft, Cancel cancel) throws EngineException {
+        int first = reusable(keys);
+        if (first == 0) {
+            cache.reset();
+            count = 0;
+        }
+        FloatBuffer logits = null;
+        for (int start = first; start < ids.length; start += chunk) {
+            if (cancel != null && cancel.isCancelled()) {
+                return null;
+            }
+            logits = feed(ids, keys, start, Math.min(start + chunk, ids.length), soft);
+        }
+        return logits;
+    }
+
+    /** Appends a token of the answer; the logits behind it. */
+    FloatBuffer step(int id) throws EngineException {
+        return feed(new int[] {id}, new long[] {id}, 0, 1, null);
+    }
+
+    private FloatBuffer feed(int[] ids, long[] keys, int start, int end, List<SoftTokens> soft)
+            throws EngineException {
+        FloatBuffer embeds = decoder.embeds();
+        FloatBuffer rows = decoder.perLayer();
+        for (int i = start; i < end; i++) {
+            embeds.position((i - start) * hidden);
+            rows.position((i - start) * perLayer);
+            store.read(ids[i], embeds, rows);
+            if (soft != null) {
+                for (SoftTokens item : soft) {
+                    embeds.position((i - start) * hidden);
+                    item.write(i, embeds);
+                }
+            }
+        }
+        FloatBuffer logits = decoder.forward(end - start);
+        if (count + end - start > held.length) {
+            held = Arrays.copyOf(held, Math.max(2 * held.length, count + end - start));
+        }
+        System.arraycopy(keys, start, held, count, end - start);
+        count += end - start;
+        return logits;
+    }
+}
