@@ -59,7 +59,7 @@ types: install
 fast: install espeak jdk
 	$(BIN)/pytest -q -m "not trueshape"
 
-# random weights at E2B's true shape: about 4 GB of disk, 2 GiB of memory, ten minutes
+# random weights at E2B's and E4B's true shapes: about 17 GB of disk, 3 GiB of memory, half an hour
 trueshape: install
 	$(BIN)/pytest -q -m trueshape
 
