@@ -76,7 +76,8 @@ $(TEST_ARTIFACTS)/.made: $(RECORDED_FROM) | install espeak
 # the runtime's tests and the demo as Cortex-A72, Cortex-A76 and a core with i8mm, emulated; see docs/arm.md
 test-arm: install test-artifacts
 	$(BIN)/python tests/arm/tree.py $(ARM_TREE)
-	$(BIN)/python tests/arm/run.py $(ARM_TREE) $(TEST_ARTIFACTS) $(foreach core,$(CORES),--core $(core))
+	$(BIN)/python tests/arm/run.py $(ARM_TREE) $(TEST_ARTIFACTS) $(foreach core,$(CORES),--core $(core)) \
+	  $(if $(LONG),--long)
 
 # on a real board, without the exporter: TESTS=folder of `make test-artifacts`, ARTIFACT=folder of any artifact
 test-device:

@@ -28,7 +28,9 @@ if TORCH:
 
     repair_torchvision()  # before any test imports a model of transformers
 if made_artifacts.folder():  # a board, or an emulated one: no example may fail for being slow
-    settings.register_profile("slow", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.register_profile(
+        "slow", max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    )
     settings.load_profile("slow")
 LEFT_OUT = {
     module: library

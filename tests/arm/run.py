@@ -1,9 +1,9 @@
-"""Runs the runtime's tests and the recorded questions on emulated ARM cores: `make test-arm`.
+"""Runs the recorded questions and the runtime's tests on emulated ARM cores: `make test-arm`.
 
-    python tests/arm/run.py TREE TEST_ARTIFACTS [--core a72 …]
+    python tests/arm/run.py TREE TEST_ARTIFACTS [--core a72 …] [--long]
 
-Two cores at a time, a thread each. What compares numbers, and what goes through onnxruntime or a codec's
-compiled code, runs on every core; what is Python alone cannot tell cores apart and runs on one.
+Two processes at a time, a thread each. What is compared with x86-64 runs on every core, and so do the tests
+of what goes through onnxruntime's kernels in small; the rest of the runtime's tests runs on one.
 """
 
 from __future__ import annotations
@@ -22,70 +22,91 @@ from pathlib import Path
 from tree import CORES
 
 ROOT = Path(__file__).parent.parent.parent
+sys.path.insert(0, str(ROOT / "tests"))
+
+from made import REFERENCES  # noqa: E402
+
 AT_ONCE = 2
 PATIENCE = 1800  # seconds that a test may take
-WHOLE = "a76"  # the core that runs everything
-COMPARED = ("tests/arm/test_kernels.py", "tests/arm/test_recorded.py")  # with x86-64, on every core
-EVERY_CORE = (
-    *COMPARED,
-    *(
-        f"tests/runtime/test_{name}.py"
-        for name in ("embeddings", "engine", "generation", "levels", "multimodal")
-    ),
-    *(f"tests/runtime/test_{name}.py" for name in ("kv_cache", "session")),
-)
-# file or test → why it says nothing under emulation
+WHOLE = "a76"  # the core that runs the runtime's tests
+COMPARED = ("tests/arm/test_kernels.py", "tests/arm/test_recorded.py")
+EVERY_CORE = tuple(f"tests/runtime/test_{name}.py" for name in ("embeddings", "session"))
+# file or test of tests/runtime → why it is not emulated
 NOT_EMULATED = {
     "test_hard_limit.py": "memory limits would count the emulator's memory",
     "test_residency.py": "so would resident pages",
     "test_page_cache.py": "mincore is the host's",
     "test_check.py": "peak memory is the emulator's",
+    "test_long_audio.py": "likewise, and twenty minutes of sound take hours",
     "test_bench.py": "speed is the emulator's",
     "test_bench_cli.py": "likewise",
-    "test_bandwidth.py": "likewise",
     "test_bench_tasks.py": "likewise",
-    "test_long_audio.py": "peak memory is the emulator's, and twenty minutes of sound take hours",
-    "test_speculation.py": "hundreds of random conversations, which take an hour",
+    "test_bandwidth.py": "likewise",
     "test_fresh_process.py": "looks for processes that the emulator's hide",
+    "test_speculation.py": "hundreds of random conversations, which take an hour",
+}
+# file → why it waits for --long
+LONG = {
+    "test_cli.py": "terminals, signals and starts of Python, in 2.5 minutes",
+    "test_media_cli.py": "the commands around what test_audio.py and test_multimodal.py run, in 3.5 minutes",
+    "test_segments.py": "numpy alone, on thousands of random recordings, in 2 minutes",
 }
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Job:
+    """A process of pytest on a core."""
+
     core: str
+    title: str
+    tests: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    job: Job
     status: int
     seconds: float
     output: str
 
-    @property
-    def counts(self) -> str:
-        """pytest's last line, such as "300 passed, 12 skipped"."""
+    def __str__(self) -> str:
+        """With pytest's last line, such as "300 passed, 12 skipped"."""
         found = re.findall(r"^=*\s*(\d+ (?:passed|failed|error|skipped).*?) in [\d.]+s", self.output, re.M)
-        return str(found[-1]) if found else f"no result: it ended with {self.status}"
+        counts = found[-1] if found else f"no result: it ended with {self.status}"
+        return f"{self.job.core}, {self.job.title}: {counts} in {self.seconds:.0f} s"
 
 
-def tests_of(core: str) -> list[str]:
-    if core != WHOLE:
-        return list(EVERY_CORE)
-    left_out = [f"--ignore=tests/runtime/{name}" for name in NOT_EMULATED]
-    return [*COMPARED, "tests/runtime", *left_out]
+def jobs(cores: Sequence[str], long: bool = False) -> list[Job]:
+    """The longest first, so that two at a time end together."""
+    found = []
+    if WHOLE in cores:
+        left_out = {
+            *REFERENCES,
+            *NOT_EMULATED,
+            *({} if long else LONG),
+            *(Path(test).name for test in EVERY_CORE),
+        }
+        paths = sorted(path.relative_to(ROOT) for path in ROOT.glob("tests/runtime/test_*.py"))
+        rest = [str(path) for path in paths if path.name not in left_out]
+        found = [Job(WHOLE, f"the runtime's tests, part {n + 1}", tuple(rest[n::2])) for n in range(2)]
+    return found + [Job(core, "compared with x86", (*COMPARED, *EVERY_CORE)) for core in cores]
 
 
-def run(core: str, tree: Path, artifacts: Path) -> Outcome:
-    python = tree / "root" / "usr" / "bin" / f"python-{core}"
-    environment = os.environ | {"EDGE_GEMMA_TEST_ARTIFACTS": str(artifacts), "OMP_NUM_THREADS": "1"}
+def run(job: Job, tree: Path, artifacts: Path) -> Outcome:
+    python = tree / "root" / "usr" / "bin" / f"python-{job.core}"
     options = ["-q", "-rs", "-p", "no:cacheprovider", "--durations=8", f"--timeout={PATIENCE}"]
-    command = [str(python), "-m", "pytest", *options]
     begun = time.monotonic()
     done = subprocess.run(
-        [*command, *tests_of(core)],
+        [str(python), "-m", "pytest", *options, *job.tests],
         cwd=ROOT,
-        env=environment,
+        env=os.environ | {"EDGE_GEMMA_TEST_ARTIFACTS": str(artifacts), "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
-    return Outcome(core, done.returncode, time.monotonic() - begun, done.stdout)
+    outcome = Outcome(job, done.returncode, time.monotonic() - begun, done.stdout)
+    print(f"---- {job.core}, {job.title}\n{done.stdout}\n{outcome}", flush=True)
+    return outcome
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -93,19 +114,20 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("tree", type=Path)
     parser.add_argument("artifacts", type=Path)
     parser.add_argument("--core", action="append", choices=list(CORES))
+    parser.add_argument("--long", action="store_true", help="the tests that CI has no time for, too")
     chosen = parser.parse_args(arguments)
-    cores = sorted(chosen.core or CORES, key=lambda core: core != WHOLE)  # the longest first
+    tree, artifacts = chosen.tree.absolute(), chosen.artifacts.absolute()
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        outcomes = list(
-            pool.map(lambda core: run(core, chosen.tree.absolute(), chosen.artifacts.absolute()), cores)
-        )
-    for outcome in outcomes:
-        print(f"---- {outcome.core}\n{outcome.output}")
+        found = jobs(chosen.core or list(CORES), chosen.long)
+        outcomes = list(pool.map(lambda job: run(job, tree, artifacts), found))
+    print()
     for name, reason in NOT_EMULATED.items():
         print(f"not emulated: {name}: {reason}")
+    for name, reason in ({} if chosen.long else LONG).items():
+        print(f"only with LONG=1: {name}: {reason}")
     for outcome in outcomes:
-        print(f"{outcome.core}: {outcome.counts} in {outcome.seconds:.0f} s")
-    return max(abs(outcome.status) for outcome in outcomes)
+        print(outcome)
+    return 1 if any(outcome.status for outcome in outcomes) else 0
 
 
 if __name__ == "__main__":

@@ -15,14 +15,21 @@ import tree  # noqa: E402
 
 @pytest.mark.parametrize("core", tree.CORES)
 def test_every_core_is_compared_with_x86(core: str) -> None:
-    tests = run.tests_of(core)
-    assert "tests/arm/test_recorded.py" in tests
-    assert ("tests/runtime" in tests) == (core == run.WHOLE)
+    found = [job for job in run.jobs(list(tree.CORES)) if job.core == core]
+    assert sum(set(run.COMPARED) <= set(job.tests) for job in found) == 1
 
 
-def test_files_that_are_named_exist() -> None:
-    ignored = [f"tests/runtime/{name}" for name in run.NOT_EMULATED]
-    assert all((run.ROOT / path).exists() for path in [*run.EVERY_CORE, *ignored])
+@pytest.mark.parametrize("long", [False, True])
+def test_each_test_of_the_runtime_runs_once_or_there_is_a_reason(long: bool) -> None:
+    tests = [test for job in run.jobs([run.WHOLE], long) for test in job.tests]
+    assert len(tests) == len(set(tests)) and all((run.ROOT / test).exists() for test in tests)
+    there = {path.name for path in run.ROOT.glob("tests/runtime/test_*.py")}
+    assert {Path(test).name for test in tests if "runtime" in test} == there - {
+        *run.REFERENCES,
+        *run.NOT_EMULATED,
+        *(() if long else run.LONG),
+    }
+    assert {*run.NOT_EMULATED, *run.LONG} <= there
 
 
 @pytest.mark.parametrize(
@@ -34,4 +41,5 @@ def test_files_that_are_named_exist() -> None:
     ],
 )
 def test_the_last_line_of_pytest(output: str, counts: str) -> None:
-    assert run.Outcome("a72", 139, 1.0, output).counts == counts
+    job = run.Job("a72", "tests", ())
+    assert str(run.Outcome(job, 139, 1.0, output)) == f"a72, tests: {counts} in 1 s"

@@ -89,10 +89,13 @@ def test_global_kv_is_chosen_at_loading(
     found = []
     for folder, global_kv in options:
         with edge_gemma.load(folder, context=CONTEXT, threads=1, global_kv=global_kv) as model:
-            found.append((model.plan.global_kv, model.generate(PROMPT, **GREEDY).text))
-    assert [kv for kv, _ in found] == ["float16", "float16", "int8", "int8"]
-    texts = [text for _, text in found]
-    assert texts[0] == texts[1] != texts[2] == texts[3]
+            text = model.generate(PROMPT, **GREEDY).text
+            used = {kv.dtype for kv in model._open().decoder.spec.kv if kv.kind == "global"}
+            found.append((model.plan.global_kv, used, text))
+    assert [kv for kv, _, _ in found] == ["float16", "float16", "int8", "int8"]
+    assert all(used == {kv} for kv, used, _ in found)
+    texts = [text for _, _, text in found]
+    assert texts[0] == texts[1] and texts[2] == texts[3]
     with pytest.raises(PromptError, match="global_kv is 'int8': .* has float32, choose of these or export"):
         edge_gemma.load(artifact, global_kv="int8")
 
