@@ -23,6 +23,7 @@ ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "arm")]
 
 import answers  # noqa: E402
+import made  # noqa: E402
 import record  # noqa: E402
 import tree  # noqa: E402
 
@@ -31,7 +32,7 @@ from benchmarks.report import print_report  # noqa: E402
 from demo import data  # noqa: E402
 from demo.items import Item  # noqa: E402
 from edge_gemma import artifact as artifacts  # noqa: E402
-from edge_gemma.export.parity import agrees, combine, compare  # noqa: E402
+from edge_gemma.export.parity import combine, compare  # noqa: E402
 from edge_gemma.runtime.tokenizer import Tokenizer  # noqa: E402
 
 TREE = ROOT / "artifacts" / "arm"
@@ -63,16 +64,6 @@ def texts_of(folder: Path, found: list[answers.Answer]) -> list[str]:
     return [tokenizer.decode([token for token in one.tokens if token not in stop]) for one in found]
 
 
-def other_choices(ours: list[answers.Answer], theirs: list[answers.Answer]) -> tuple[int, int]:
-    """Of the positions: how many choices differ, and how many of those that agree do by a near tie."""
-    judged = [
-        agrees(int(row.argmax()), reference)
-        for one, other in zip(ours, theirs, strict=True)
-        for row, reference in zip(one.logits, other.logits, strict=True)
-    ]
-    return sum(not same for same, _ in judged), sum(tie for _, tie in judged)
-
-
 def shares(scores: dict[str, Scores]) -> NDArray[np.float64]:
     return np.array([found.rate for found in scores.values()])
 
@@ -96,14 +87,14 @@ def main(items: int, media: int, cores: tuple[str, ...], recipes: tuple[str, ...
         answers.write_questions(folder, SET, questions)
         for recipe in recipes or answers.RECIPES:
             artifact = f"demo-{recipe}"
-            record.export_demo(recipe, folder / artifact)
+            made.export_demo(recipe, folder / artifact)
             record.record(folder, artifact, questions)
             here = list(answers.read_answers(folder, artifact))
             expected = errors_by_task(questions, texts_of(folder / artifact, here))
             for core in cores or tuple(tree.CORES):
                 found = answer_on(core, folder, artifact)
                 parity = combine([compare(f.logits, h.logits) for f, h in zip(found, here, strict=True)])
-                differ, ties = other_choices(found, here)
+                differ, ties = answers.other_choices(found, here)
                 same = sum(f.tokens == h.tokens for f, h in zip(found, here, strict=True))
                 errors = errors_by_task(questions, texts_of(folder / artifact, found))
                 wrong = {task: int(errors[task].errors.sum()) for task in errors}
@@ -127,7 +118,7 @@ def main(items: int, media: int, cores: tuple[str, ...], recipes: tuple[str, ...
                     | {"max_relative_error": parity.max_relative_error, "snr_db": parity.snr_db}
                     | {"wrong": wrong, "wrong_here": wrong_here, "excess": excess}
                 )
-                print(rows[-1], flush=True)
+                click.echo("  ".join(rows[-1]), err=True)
     header = (
         "recipe",
         "core",

@@ -103,7 +103,7 @@ def load(
             break
     _check_budget(manifest, planned, index)
     folder = (Path(cache_dir) if cache_dir else prepared.default_folder()) if cache else None
-    if folder and not prepared.find(artifact, folder, global_kv=planned.global_kv):
+    if needs.widest and folder and not prepared.find(artifact, folder, global_kv=planned.global_kv):
         _check_preparing(needs, planned)
     tokenizer = Tokenizer(artifact.path(manifest.tokenizer.file), manifest.tokenizer)
     template = ChatTemplate.from_file(artifact.path(manifest.chat_template))
@@ -155,7 +155,7 @@ def _providers(profile: Device | None) -> tuple[str, ...]:
 def _check_preparing(needs: Needs, planned: Plan) -> None:
     """An elastic artifact is written to the cache with all of its levels, whichever will run."""
     preparing = sum(settle(needs, context=planned.context, prepared=False).phases["load"].values())
-    if needs.widest and planned.budget and preparing > planned.budget:
+    if planned.budget and preparing > planned.budget:
         raise BudgetError(
             f"preparing this artifact for this machine, once, takes {format_bytes(preparing)}, as all of its "
             f"levels are, and the budget is {format_bytes(planned.budget)}: run `edge-gemma prepare` before, "

@@ -70,14 +70,10 @@ def demo_checkpoint() -> Path:
 
 
 @pytest.fixture(scope="session")
-def demo_artifact(demo_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def demo_artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An int4 artifact of the demo checkpoint, for other languages' runtimes; read-only."""
-    from edge_gemma.export.checkpoint import open_checkpoint
-    from edge_gemma.export.pipeline import export
-    from edge_gemma.recipes import find_recipe
-
     target = tmp_path_factory.mktemp("artifacts") / "demo"
-    export(open_checkpoint(str(demo_checkpoint)), find_recipe("int4"), target)
+    made_artifacts.export_demo("int4", target)
     return target
 
 

@@ -97,8 +97,9 @@ def _multimodal(target: Path) -> None:
         _export(checkpoint, find_recipe("fp32"), target)
 
 
-def _demo_text(target: Path) -> None:
-    _export(str(DEMO_CHECKPOINT), find_recipe("fp32"), target, audio=False, vision=False)
+def export_demo(recipe: str, target: Path, *, media: bool = True) -> None:
+    """The demo checkpoint's artifact, with both encoders or none."""
+    _export(str(DEMO_CHECKPOINT), find_recipe(recipe), target, audio=media, vision=media)
 
 
 ONLY_SLIDING: dict[str, Any] = {  # tiny.SHAPES has it too, and needs torch
@@ -117,5 +118,5 @@ MAKERS: dict[str, Callable[[Path], None]] = {
     "elastic-fp32": _random(levels=LEVELS, intermediate_size=256),
     "window-9": _random(1, sliding_window=9),
     "only-sliding": _random(1, sliding_window=9, **ONLY_SLIDING),
-    "demo-text-fp32": _demo_text,
+    "demo-text-fp32": lambda target: export_demo("fp32", target, media=False),
 }

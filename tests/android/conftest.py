@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
-
 import pytest
+from jvm.bridge import MissingToolError, javac
 
 
 @pytest.fixture(scope="session", autouse=True)
 def jdk() -> None:
-    if shutil.which("javac") is None:
-        pytest.fail("JDK 17 is needed: apt-get install openjdk-17-jdk-headless", pytrace=False)
+    try:
+        javac()
+    except MissingToolError as missing:
+        pytest.fail(str(missing), pytrace=False)

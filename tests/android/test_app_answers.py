@@ -7,8 +7,8 @@ import wave
 from pathlib import Path
 
 import numpy as np
-from android.demo_app import DEMO, ROOT, run, sources
-from jvm.bridge import compile_shim, onnxruntime_library
+from android.demo_app import DEMO, ROOT, run
+from jvm.bridge import compile_classes, compile_shim, onnxruntime_library
 from PIL import Image
 
 import edge_gemma
@@ -21,8 +21,7 @@ def test_it_answers_hears_and_sees(demo_artifact: Path, tmp_path: Path) -> None:
     classes = tmp_path / "classes"
     engine = (DEMO / "engine/src/main/java", DEMO / "engine/desktop/java")
     desktop = Path(__file__).parent / "desktop"
-    done = run("javac", "-encoding", "UTF-8", "-d", classes, *sources(*engine, APP / "core", desktop))
-    assert done.returncode == 0, done.stdout
+    compile_classes(classes, *engine, APP / "core", desktop)
     compile_shim(tmp_path / "libshim.so")
 
     with wave.open(str(SAMPLES / "english-2.wav")) as clip:

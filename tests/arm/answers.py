@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from demo.items import Item
+from edge_gemma.export.parity import agrees
 from edge_gemma.runtime.engine import Model
 from edge_gemma.runtime.loading import load
 from edge_gemma.runtime.statistics import Statistics
@@ -75,6 +76,16 @@ def answer(model: Model, question: Item, tokens: Sequence[int] | None = None) ->
         if token in stop:
             break
     return Answer(tuple(led.tokens), np.stack(led.logits))
+
+
+def other_choices(ours: Sequence[Answer], recorded: Sequence[Answer]) -> tuple[int, int]:
+    """Of the positions: how many choices differ, and how many of those that agree do by a near tie."""
+    judged = [
+        agrees(int(row.argmax()), reference)
+        for one, other in zip(ours, recorded, strict=True)
+        for row, reference in zip(one.logits, other.logits, strict=True)
+    ]
+    return sum(not same for same, _ in judged), sum(tie for _, tie in judged)
 
 
 def write_questions(folder: Path, name: str, questions: Sequence[Item]) -> None:

@@ -19,6 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent.parent
 SAMPLES = ROOT / "demo" / "samples"
 DEMO = "demo-int4"
+COMPARED = ("tests/arm/test_kernels.py", "tests/arm/test_recorded.py")  # with x86-64
 TEST_PACKAGES = ("pytest", "pytest-timeout", "hypothesis", "srt", "webvtt-py")
 OLDEST = (3, 11)  # that onnxruntime 1.32 has wheels for
 HOW = (
@@ -67,8 +68,7 @@ def demo(artifact: Path) -> list[list[str]]:
 def steps(tests: Path | None, artifact: Path) -> list[list[str]]:
     """All that is run with the virtual environment's Python, in order."""
     options = ["-q", "-rs", "-p", "no:cacheprovider"]
-    compared = ["tests/arm/test_kernels.py", "tests/arm/test_recorded.py"]
-    runtime_tests = ["-m", "pytest", *options, *compared, "tests/runtime"]
+    runtime_tests = ["-m", "pytest", *options, *COMPARED, "tests/runtime"]
     measures = [["doctor"], ["check", str(artifact), "--device", "auto"], ["bench", str(artifact)]]
     commands = [["-m", "edge_gemma.cli", *command] for command in [*demo(artifact), *measures]]
     return [*([runtime_tests] if tests else []), *commands]

@@ -23,10 +23,7 @@ import made  # noqa: E402
 
 from demo import data  # noqa: E402
 from demo.items import Item  # noqa: E402
-from edge_gemma.export.checkpoint import open_checkpoint  # noqa: E402
-from edge_gemma.export.pipeline import export  # noqa: E402
 from edge_gemma.export.timm_support import repair_torchvision  # noqa: E402
-from edge_gemma.recipes import find_recipe  # noqa: E402
 
 repair_torchvision()  # before a model of transformers is imported
 
@@ -39,11 +36,6 @@ TINY = ["Why is the sky blue?", "red fox, blue fox, red fox, blue fox"]
 def interleaved(items: list[list[Item]]) -> list[Item]:
     """One of each task, then the next of each: any first few hold all tasks."""
     return [item for turn in itertools.zip_longest(*items) for item in turn if item is not None]
-
-
-def export_demo(recipe: str, target: Path, *, media: bool = True) -> None:
-    checkpoint = open_checkpoint(str(made.DEMO_CHECKPOINT))
-    export(checkpoint, find_recipe(recipe), target, audio=media, vision=media)
 
 
 def record(folder: Path, artifact: str, questions: list[Item]) -> None:
@@ -63,7 +55,7 @@ def make(folder: Path) -> None:
     for recipe in answers.RECIPES:
         media = recipe in WITH_MEDIA
         asked = [item for item in demo if media or item.task in data.TASKS]
-        export_demo(recipe, folder / f"demo-{recipe}", media=media)
+        made.export_demo(recipe, folder / f"demo-{recipe}", media=media)
         record(folder, f"demo-{recipe}", asked)
         record(folder, f"tiny-{recipe}", tiny)
 

@@ -19,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from device import COMPARED
 from tree import CORES
 
 ROOT = Path(__file__).parent.parent.parent
@@ -29,7 +30,6 @@ from made import REFERENCES  # noqa: E402
 AT_ONCE = 2
 PATIENCE = 1800  # seconds that a test may take
 WHOLE = "a76"  # the core that runs the runtime's tests
-COMPARED = ("tests/arm/test_kernels.py", "tests/arm/test_recorded.py")
 EVERY_CORE = tuple(f"tests/runtime/test_{name}.py" for name in ("embeddings", "session"))
 # file or test of tests/runtime → why it is not emulated
 NOT_EMULATED = {

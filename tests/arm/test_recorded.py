@@ -6,6 +6,7 @@ Runs where EDGE_GEMMA_TEST_ARTIFACTS names the recordings: by `make test-arm` an
 from __future__ import annotations
 
 import sys
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import answers  # noqa: E402
 
 from demo import data  # noqa: E402
-from edge_gemma.export.parity import agrees, combine, compare  # noqa: E402
+from edge_gemma.export.parity import combine, compare  # noqa: E402
 
 SHELF = folder()
 pytestmark = pytest.mark.skipif(SHELF is None, reason="nothing was recorded: make test-artifacts")
@@ -44,15 +45,11 @@ def test_answers_are_those_of_x86(model: str, recipe: str, capsys: pytest.Captur
         questions = [question for question in questions if question.task in data.TASKS]
     if name != "demo-int4":
         questions = questions[:QUESTIONS]
-    reports, others, ties = [], 0, 0
+    recorded = list(islice(answers.read_answers(SHELF, name), len(questions)))
     with answers.open_model(SHELF / name) as opened:
-        for question, recorded in zip(questions, answers.read_answers(SHELF, name), strict=False):
-            found = answers.answer(opened, question, recorded.tokens)
-            reports.append(compare(found.logits, recorded.logits))
-            for ours, theirs in zip(found.logits, recorded.logits, strict=True):
-                same, tie = agrees(int(ours.argmax()), theirs)
-                others, ties = others + (not same), ties + tie
-    report = combine(reports)
+        found = [answers.answer(opened, q, r.tokens) for q, r in zip(questions, recorded, strict=True)]
+    report = combine([compare(f.logits, r.logits) for f, r in zip(found, recorded, strict=True)])
+    others, ties = answers.other_choices(found, recorded)
     with capsys.disabled():
         print(
             f"{name}: {len(questions)} questions, {report.positions} positions, {others} other tokens, "

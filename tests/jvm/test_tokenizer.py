@@ -7,34 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tokenizers
 from jvm import golden
 from jvm.bridge import EngineError, Jvm
-from tokenizers import AddedToken, decoders, models, normalizers
+from tables import DECODERS, small_tokenizer
 
-GEMMA = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
-LLAMA = decoders.Sequence(
-    [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-)
-METASPACE = decoders.Sequence([decoders.Metaspace(), decoders.ByteFallback(), decoders.Fuse()])
 CONTROL = ("<bos>", "<end>", "<e", "<end>>>")  # some begin others: the longest counts
-DECODERS = {"gemma": GEMMA, "llama": LLAMA, "metaspace": METASPACE, "none": None}
-
-
-def small(decoder: Any) -> tokenizers.Tokenizer:
-    """With a normalized added token, overlapping merges and texts that look like bytes."""
-    pieces = [*"▁abhi\n<\ufffdé", "▁a", "hi", "▁hi", "▁▁", "▁a▁b", "<0x+1>", "<0xg0>"]
-    vocab = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), *pieces]
-    merges = [("▁", "a"), ("h", "i"), ("▁", "hi"), ("▁", "▁")]
-    made = tokenizers.Tokenizer(
-        models.BPE({text: i for i, text in enumerate(vocab)}, merges, byte_fallback=True, unk_token="<unk>")
-    )
-    made.normalizer = normalizers.Replace(" ", "▁")
-    if decoder is not None:
-        made.decoder = decoder
-    made.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in CONTROL])
-    made.add_tokens([AddedToken("\n\n", special=False, normalized=False), AddedToken("▁ab", normalized=True)])
-    return made
+OTHERS = ("gemma", "llama", "metaspace", "none")
 
 
 def test_texts_and_ids_of_the_demo(jvm: Jvm, demo: Path, vectors: dict[str, Any]) -> None:
@@ -52,10 +30,10 @@ def test_texts_and_ids_of_the_demo(jvm: Jvm, demo: Path, vectors: dict[str, Any]
             assert found["text"] == case["text"], case
 
 
-@pytest.mark.parametrize("name", DECODERS)
+@pytest.mark.parametrize("name", OTHERS)
 def test_other_decoders(jvm: Jvm, tmp_path: Path, name: str) -> None:
     """The library is the reference."""
-    inner = small(DECODERS[name])
+    inner = small_tokenizer(DECODERS[name], CONTROL)
     path = tmp_path / "tokenizer.json"
     path.write_text(inner.to_str(), "utf-8")
     jvm.ask("tokenizer", file=str(path))

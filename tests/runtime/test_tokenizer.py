@@ -8,42 +8,23 @@ import pytest
 import tokenizers
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from tables import runtime_tokenizer
-from tokenizers import AddedToken, decoders, models, normalizers, processors
+from tables import DECODERS, runtime_tokenizer, small_tokenizer
+from tokenizers import processors
 
 from edge_gemma.errors import ArtifactError, PromptError
 from edge_gemma.runtime.tokenizer import Tokenizer
 
 SPECIAL = ("<pad>", "<eos>", "<bos>", "<start_of_turn>", "<end_of_turn>")
-GEMMA = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
-LLAMA = decoders.Sequence(
-    [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-)
-STRIP_TWO = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 2, 0)])
-METASPACE = decoders.Sequence([decoders.Metaspace(), decoders.ByteFallback(), decoders.Fuse()])
 
 
-def build(decoder: Any = GEMMA) -> tokenizers.Tokenizer:
-    pieces = [*"▁abhi\n<\ufffdé", "▁a", "hi", "▁hi", "▁▁", "▁a▁b", "<0x+1>", "<0xg0>"]
-    vocab = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), *pieces]
-    merges = [("▁", "a"), ("h", "i"), ("▁", "hi"), ("▁", "▁")]
-    inner = tokenizers.Tokenizer(
-        models.BPE({text: i for i, text in enumerate(vocab)}, merges, byte_fallback=True, unk_token="<unk>")
-    )
-    inner.normalizer = normalizers.Replace(" ", "▁")
-    if decoder is not None:
-        inner.decoder = decoder
-    inner.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in SPECIAL])
-    inner.add_tokens(
-        [AddedToken("\n\n", special=False, normalized=False), AddedToken("▁ab", normalized=True)]
-    )
+def build(decoder: Any = DECODERS["gemma"]) -> tokenizers.Tokenizer:
+    inner = small_tokenizer(decoder, SPECIAL)
     inner.post_processor = processors.TemplateProcessing(
         single="<bos> $A", special_tokens=[("<bos>", inner.token_to_id("<bos>"))]
     )
     return inner
 
 
-DECODERS = {"gemma": GEMMA, "llama": LLAMA, "strip two": STRIP_TWO, "metaspace": METASPACE, "none": None}
 REFERENCES = {name: build(decoder) for name, decoder in DECODERS.items()}
 TOKENIZERS = {name: runtime_tokenizer(inner) for name, inner in REFERENCES.items()}
 gemma = TOKENIZERS["gemma"]
