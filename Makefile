@@ -10,7 +10,7 @@ TEST_ARTIFACTS := artifacts/test-artifacts
 RECORDED_FROM := $(wildcard edge_gemma/*.py edge_gemma/*.yaml export/*.py runtime/*.py demo/*.py demo/checkpoint/* \
   tests/*.py tests/arm/answers.py tests/arm/record.py) constraints.txt
 
-.PHONY: install espeak jdk demo test lint types fast trueshape eval real test-android test-artifacts test-arm test-device clean
+.PHONY: install espeak jdk browser demo test lint types fast trueshape eval real test-android test-artifacts test-arm test-device clean
 
 install: $(VENV)/.installed
 
@@ -32,6 +32,12 @@ jdk:
 	    && apt-get -qq install -y openjdk-17-jdk-headless gcc libc6-dev >/dev/null; } \
 	  || { echo "a JDK or a C compiler is missing: apt-get install openjdk-17-jdk-headless gcc libc6-dev"; exit 1; }
 
+# opens the server's page in tests
+browser:
+	@command -v chromium >/dev/null \
+	  || { [ "$$(id -u)" = 0 ] && apt-get -qq update && apt-get -qq install -y chromium >/dev/null; } \
+	  || { echo "chromium is missing: apt-get install chromium"; exit 1; }
+
 # demo/samples/samples.json says what the clips and pictures hold
 demo: install
 	$(BIN)/edge-gemma export demo/checkpoint -o $(DEMO) --overwrite
@@ -47,7 +53,7 @@ demo: install
 	@printf '\n> what is to be seen\n'
 	@$(BIN)/edge-gemma describe $(DEMO) demo/samples/*.png --temperature 0
 
-test: lint types fast trueshape
+test: lint types fast test-arm trueshape
 
 lint: install
 	$(BIN)/ruff check .
@@ -56,7 +62,7 @@ lint: install
 types: install
 	$(BIN)/mypy
 
-fast: install espeak jdk
+fast: install espeak jdk browser
 	$(BIN)/pytest -q -m "not trueshape"
 
 # random weights at E2B's and E4B's true shapes: about 17 GB of disk, 3 GiB of memory, half an hour
