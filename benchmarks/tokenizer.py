@@ -46,7 +46,7 @@ def main(checkpoint: str) -> None:
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        spec = _write(checkpoint, folder)
+        spec = write_tables_of(checkpoint, folder)
         found = {
             which: call(measure, step=lambda: None, warn=print, folder=folder, spec=tables)
             for which, tables in (("tables", spec), ("library", None))
@@ -55,7 +55,8 @@ def main(checkpoint: str) -> None:
     print_report("benchmarks.tokenizer", ("", *found), rows, found)
 
 
-def _write(checkpoint: str, folder: Path) -> TokenizerSpec:
+def write_tables_of(checkpoint: str, folder: Path) -> TokenizerSpec:
+    """Write the tokenizer of a checkpoint to a folder, in both forms."""
     from tokenizers import Tokenizer
 
     from edge_gemma.export.tokenizer_tables import write_tables

@@ -14,14 +14,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from edge_gemma.errors import EdgeGemmaError as EdgeGemmaError
-    from edge_gemma.runtime.engine import Answer as Answer
+    from edge_gemma.runtime.answer import Answer as Answer
+    from edge_gemma.runtime.answer import Piece as Piece
+    from edge_gemma.runtime.conversation import Session as Session
     from edge_gemma.runtime.engine import Model as Model
-    from edge_gemma.runtime.engine import Piece as Piece
     from edge_gemma.runtime.loading import load as load
+    from edge_gemma.runtime.monitoring import Monitor as Monitor
     from edge_gemma.runtime.sampling import SamplingOptions as SamplingOptions
     from edge_gemma.runtime.speech import SpeechSegment as SpeechSegment
     from edge_gemma.runtime.speech import Transcript as Transcript
     from edge_gemma.runtime.statistics import Statistics as Statistics
+    from edge_gemma.runtime.tool_loop import run_tools as run_tools
+    from edge_gemma.runtime.tools import Tool as Tool
+    from edge_gemma.runtime.tools import ToolCall as ToolCall
 
 __version__ = "0.1.0"
 
@@ -29,12 +34,18 @@ __version__ = "0.1.0"
 _HOMES = {
     "load": "edge_gemma.runtime.loading",
     "Model": "edge_gemma.runtime.engine",
-    "Answer": "edge_gemma.runtime.engine",
-    "Piece": "edge_gemma.runtime.engine",
+    "AsyncModel": "edge_gemma.runtime.aio",
+    "Answer": "edge_gemma.runtime.answer",
+    "Piece": "edge_gemma.runtime.answer",
+    "Monitor": "edge_gemma.runtime.monitoring",
     "SamplingOptions": "edge_gemma.runtime.sampling",
+    "Session": "edge_gemma.runtime.conversation",
     "SpeechSegment": "edge_gemma.runtime.speech",
     "Statistics": "edge_gemma.runtime.statistics",
+    "Tool": "edge_gemma.runtime.tools",
+    "ToolCall": "edge_gemma.runtime.tools",
     "Transcript": "edge_gemma.runtime.speech",
+    "run_tools": "edge_gemma.runtime.tool_loop",
     "EdgeGemmaError": "edge_gemma.errors",
 }
 __all__ = ["__version__", *_HOMES]

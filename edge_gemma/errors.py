@@ -10,8 +10,14 @@
     │   └── FormatVersionError   it was written by a newer edge-gemma
     ├── PromptError          the messages, the prompt or a sampling option cannot be used
     │   ├── ContextLimitError    prompt and answer do not fit the context
-    │   └── MediaError           a sound or an image cannot be read
+    │   ├── MediaError           a sound or an image cannot be read
+    │   └── RefusedError         a content filter does not let it pass
+    ├── ToolCallError        what the model wrote is no call that its tools can follow
     ├── BudgetError          a memory budget does not hold what was asked for
+    ├── QueueFullError       too much work waits for the model already; `retry_after` says how long to wait
+    ├── DeadlineError        the time that a caller gave has passed, or the caller took too long to read
+    ├── ClosedError          no more work is taken: this is ending
+    ├── SessionError         a session's file cannot be written, or is none that this model goes on from
     ├── CacheError           a prepared model cannot be written
     └── DependencyError      an optional package is missing; the message names the extra
 
@@ -82,10 +88,41 @@ class MediaError(PromptError):
     """A sound or an image cannot be read, or not as given."""
 
 
+class RefusedError(PromptError):
+    """A content filter does not let the prompt pass."""
+
+
+class ToolCallError(EdgeGemmaError):
+    """What the model wrote is no call that its tools can follow, or it goes on calling."""
+
+
 class BudgetError(EdgeGemmaError):
     """A memory budget does not hold, or did not hold, what was asked for."""
 
     exit_code = 8
+
+
+class QueueFullError(EdgeGemmaError):
+    """Too much work waits for the model already.
+
+    `retry_after` is in seconds: an estimate of when there is room again.
+    """
+
+    def __init__(self, message: str, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class DeadlineError(EdgeGemmaError):
+    """The time that a caller gave has passed, or the caller took too long to read."""
+
+
+class ClosedError(EdgeGemmaError):
+    """No more work is taken: what was asked is ending."""
+
+
+class SessionError(EdgeGemmaError):
+    """A session's file cannot be written, or is none that this model goes on from."""
 
 
 class CacheError(EdgeGemmaError):

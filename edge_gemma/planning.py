@@ -25,6 +25,7 @@ KEPT = "kept"  # encoders stay loaded
 BESIDE = "beside"  # an encoder is loaded beside the decoder when needed, and released
 TURNS = "turns"  # before that the decoder leaves memory
 ENCODERS = (KEPT, BESIDE, TURNS)
+ESTIMATE_ERROR = 0.05  # of a plan's bytes: what the measured peak may be above (docs/memory.md)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +83,13 @@ class Plan:
     def answering(self) -> int:
         """Highest resident memory once the model is loaded, in bytes."""
         return max(sum(parts.values()) for name, parts in self.phases.items() if name != "load")
+
+    @property
+    def spare(self) -> int | None:
+        """Bytes that the budget leaves beside answering; None without a budget."""
+        if self.budget is None:
+            return None
+        return max(self.budget - int(self.answering * (1 + ESTIMATE_ERROR)), 0)
 
     @property
     def fits(self) -> bool:

@@ -100,13 +100,13 @@ class FolderCheckpoint:
 
     def tensor(self, name: str) -> torch.Tensor:
         full, path = self._locate(name)
-        with _reading(path), safe_open(path, "pt") as file:
-            return _finite(file.get_tensor(full), full, path)
+        with reading(path), safe_open(path, "pt") as file:
+            return finite(file.get_tensor(full), full, path)
 
     def rows(self, name: str, first: int, last: int) -> torch.Tensor:
         full, path = self._locate(name)
-        with _reading(path), safe_open(path, "pt") as file:
-            return _finite(file.get_slice(full)[first:last], full, path)
+        with reading(path), safe_open(path, "pt") as file:
+            return finite(file.get_slice(full)[first:last], full, path)
 
     def has(self, name: str) -> bool:
         return self._prefix + name in self._files or TOWER_PREFIX + name in self._files
@@ -116,7 +116,7 @@ class FolderCheckpoint:
         names = {n: n.removeprefix(self._prefix) for n in self._files if n.startswith(self._prefix)}
         wanted = {full: short for full, short in names.items() if short.split(".")[0] in TEXT_MODULES}
         for path in sorted({self._files[n] for n in wanted}):
-            with _reading(path), safe_open(path, "pt") as file:
+            with reading(path), safe_open(path, "pt") as file:
                 here = set(file.keys())
                 shapes |= {
                     short: tuple(file.get_slice(full).get_shape())
@@ -159,7 +159,7 @@ class FolderCheckpoint:
             single = self.folder / "model.safetensors"
             if not single.is_file():
                 raise CheckpointError(f"{self.folder} has no model.safetensors: expected safetensors weights")
-            with _reading(single), safe_open(single, "pt") as file:
+            with reading(single), safe_open(single, "pt") as file:
                 return dict.fromkeys(file.keys(), single)
         weight_map = (read_json(index) or {}).get("weight_map")
         if not isinstance(weight_map, dict) or not all(isinstance(f, str) for f in weight_map.values()):
@@ -170,7 +170,7 @@ class FolderCheckpoint:
                 raise CheckpointError(
                     f"{path} is missing, {index.name} names it: download the checkpoint again"
                 )
-            with _reading(path), safe_open(path, "pt"):  # a truncated shard is found now, not in an hour
+            with reading(path), safe_open(path, "pt"):  # a truncated shard is found now, not in an hour
                 pass
         return {tensor: self.folder / name for tensor, name in weight_map.items()}
 
@@ -206,14 +206,14 @@ TEXT_MODULES = frozenset(
 )
 
 
-def _finite(tensor: torch.Tensor, name: str, path: Path) -> torch.Tensor:
+def finite(tensor: torch.Tensor, name: str, path: Path) -> torch.Tensor:
     """A copy, which does not keep the file mapped; refused if it holds NaN or infinity."""
     if not bool(torch.isfinite(tensor).all()):
         raise CheckpointError(f"{name} in {path} holds NaN or infinity: download the checkpoint again")
     return tensor.clone()
 
 
-class _reading:
+class reading:
     """Turns what safetensors raises for a damaged file into a CheckpointError."""
 
     def __init__(self, path: Path) -> None:

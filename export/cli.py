@@ -19,6 +19,7 @@ from edge_gemma.devices import find_device
 from edge_gemma.errors import BudgetError, EdgeGemmaError, PromptError, SubmodelError
 from edge_gemma.export.checkpoint import Checkpoint, open_checkpoint
 from edge_gemma.export.elastic import open_levels
+from edge_gemma.export.lora import LoraAdapter, MergedCheckpoint
 from edge_gemma.export.matformer import SlicedCheckpoint
 from edge_gemma.export.pipeline import export, has_tower
 from edge_gemma.export.verify import PROMPTS, verify
@@ -41,6 +42,14 @@ class VerificationError(EdgeGemmaError):
     """The artifact differs from its checkpoint by more than was allowed."""
 
     exit_code = 7
+
+
+lora_option = click.option(
+    "--lora",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="PEFT LoRA adapter to merge into the checkpoint, before anything else.",
+)
 
 
 @click.command()
@@ -77,6 +86,7 @@ class VerificationError(EdgeGemmaError):
     type=click.IntRange(1),
     help=f"With --memory: tokens of prompt and answer. [{DEFAULT_CONTEXT}]",
 )
+@lora_option
 @click.option("--revision", help="Branch, tag or commit of a hub id.")
 @click.option("--token", envvar="HF_TOKEN", help="Hub token, for gated models. [env: HF_TOKEN]")
 @click.option("--overwrite", is_flag=True, help="Replace an artifact that is already there.")
@@ -93,6 +103,7 @@ def export_command(
     elastic: str | None,
     memory: str | None,
     context: int | None,
+    lora: Path | None,
     revision: str | None,
     token: str | None,
     overwrite: bool,
@@ -109,7 +120,7 @@ def export_command(
     chosen = find_recipe(recipe or (profile.recipe if profile else DEFAULT_RECIPE))
     if global_kv:
         chosen = replace(chosen, kv_cache=chosen.kv_cache | {"global": global_kv})
-    checkpoint = open_checkpoint(source, revision=revision, token=token)
+    checkpoint = _with_lora(open_checkpoint(source, revision=revision, token=token), lora)
     if memory:
         media = [kind for kind, asked in (("audio", audio), ("vision", vision)) if asked]
         submodel = _best_submodel(checkpoint, chosen, parse_bytes(memory), context or DEFAULT_CONTEXT, media)
@@ -150,6 +161,10 @@ def export_command(
         click.echo(f"exported in {seconds:.0f} s, peak memory {format_bytes(peak_resident_bytes())}")
 
 
+def _with_lora(checkpoint: Checkpoint, lora: Path | None) -> Checkpoint:
+    return MergedCheckpoint(checkpoint, LoraAdapter(lora)) if lora else checkpoint
+
+
 def _best_submodel(
     checkpoint: Checkpoint, recipe: Recipe, budget: int, context: int, media: Sequence[str]
 ) -> str:
@@ -178,6 +193,7 @@ def _best_submodel(
     metavar="NAME|FILE.yaml",
     help="Sub-model of the checkpoint to compare with. [the one that ARTIFACT names, if it is published]",
 )
+@lora_option
 @click.option("--revision", help="Branch, tag or commit of a hub id.")
 @click.option("--token", envvar="HF_TOKEN", help="Hub token, for gated models. [env: HF_TOKEN]")
 @click.option("--prompt", "prompts", multiple=True, help="Prompt to compare on; may be repeated.")
@@ -191,6 +207,7 @@ def verify_command(
     artifact: Path,
     against: str,
     submodel: str | None,
+    lora: Path | None,
     revision: str | None,
     token: str | None,
     prompts: tuple[str, ...],
@@ -204,7 +221,7 @@ def verify_command(
     The reference holds the whole checkpoint in float32: four bytes of memory for each parameter."""
     opened = read(artifact)
     recipe = opened.manifest.recipe
-    checkpoint = open_checkpoint(against, revision=revision, token=token)
+    checkpoint = _with_lora(open_checkpoint(against, revision=revision, token=token), lora)
     own = opened.manifest.submodel
     if own and not submodel and own not in published_names():
         raise SubmodelError(

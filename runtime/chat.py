@@ -11,6 +11,9 @@ our errors; it can still waste time and memory. The *text* of a message may hold
 token: "<end_of_turn>" in a user's text would end the turn, and what follows could speak as the model.
 `ChatTemplate.render_parts` cuts the prompt inside such texts: encoded part by part they are ordinary
 text. `render` does not protect: use it to look at a prompt.
+
+An answer whose ids are known (`Said`) is never read as text: the prompt is cut around it, and its ids are
+taken as they are.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from edge_gemma.errors import ArtifactError, PromptError
+from edge_gemma.runtime.said import Said
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -96,8 +100,11 @@ class ChatTemplate:
         `expansions` are control tokens that the template writes for something longer, and that. Raises as
         `render_parts` does.
         """
-        ids = []
+        ids: list[int] = []
         for part in self.render_parts(messages, tokenizer.special_tokens):
+            if isinstance(part, Said):
+                ids += part.ids
+                continue
             for token, whole in expansions.items():
                 part = part.replace(token, whole)
             ids += tokenizer.encode(part)
@@ -124,9 +131,9 @@ class ChatTemplate:
 
         `special_tokens` are the control tokens (`Tokenizer.special_tokens`); `encode` writes the ids. Only
         the template's own control tokens are then recognised: a cut goes through every other one, also
-        one put together from two texts. Any other conversation is a single part, so its ids are those of
-        transformers. Raises as `render` does, and ArtifactError if the template rewrites the texts, so
-        that nothing can be told apart.
+        one put together from two texts. A `Said` is a part of its own. Any other conversation is a single
+        part, so its ids are those of transformers. Raises as `render` does, and ArtifactError if the
+        template rewrites the texts, so that nothing can be told apart.
         """
         guard = _Guard(special_tokens)
         plain = [_plain(message, guard.mark) for message in normalize(messages)]
@@ -210,7 +217,7 @@ def _brief(value: object) -> str:
 def _plain(value: Any, protect: Callable[[str], str]) -> Any:
     """A copy of plain types with protected texts; anything else (an image, an array) is its type's name."""
     if isinstance(value, str):
-        return protect(str.__str__(value))
+        return protect(value if isinstance(value, Said) else str.__str__(value))
     if value is None or type(value) in (bool, int, float):
         return value
     if isinstance(value, Mapping):
@@ -226,8 +233,8 @@ def _plain(value: Any, protect: Callable[[str], str]) -> Any:
 class _Guard:
     """Marks places in texts before they are rendered, and cuts the rendered text there.
 
-    A mark stands for one character with a cut behind it. It is made of digits, so that trimming and
-    changes of case leave it alone, and is random, so that no message can hold it.
+    A mark stands for one character with a cut behind it, or for a whole `Said`. It is made of digits, so that
+    trimming and changes of case leave it alone, and is random, so that no message can hold it.
     """
 
     def __init__(self, special_tokens: Iterable[str]) -> None:
@@ -237,9 +244,13 @@ class _Guard:
         self._token = re.compile(f"(?=({'|'.join(map(re.escape, tokens)) or '(?!)'}))")
         self._beginnings = {token[:n] for token in tokens for n in range(1, len(token))}
         self._longest = len(tokens[0]) if tokens else 0
+        self._said: list[Said] = []
 
     def mark(self, text: str) -> str:
         """Mark where control tokens start, and an end that begins one which another text may complete."""
+        if isinstance(text, Said):
+            self._said.append(text)
+            return f"{self._nonce}:{len(self._said) - 1};"
         marks = {match.start() for match in self._token.finditer(text)}
         end = len(text.rstrip())  # templates trim
         if any(text[end - n : end] in self._beginnings for n in range(1, min(self._longest, end + 1))):
@@ -250,7 +261,15 @@ class _Guard:
         return "".join(pieces)
 
     def split(self, rendered: str) -> list[str]:
-        """The parts of a rendered text without its marks, cut at those inside a control token."""
+        """The parts of a rendered text without its marks, cut around what was said and in control tokens."""
+        pieces = re.split(rf"{self._nonce}:(\d+);", rendered)  # text, index, text, …, text
+        parts: list[str] = []
+        for number, piece in enumerate(pieces):
+            parts += [self._said[int(piece)]] if number % 2 else self._cut(piece)
+        return parts
+
+    def _cut(self, rendered: str) -> list[str]:
+        """The same of a text in which nothing was said."""
         pieces = re.split(rf"{self._nonce}\.(\d+);", rendered)  # text, character, text, …, text
         pieces[1::2] = [chr(int(code)) for code in pieces[1::2]]
         text = "".join(pieces)

@@ -1,11 +1,10 @@
-"""`edge-gemma run`, `chat`, `inspect` and `doctor`."""
+"""`edge-gemma run`, `inspect`, `prepare` and `doctor`."""
 
 from __future__ import annotations
 
 import json
 import sys
 from collections.abc import Iterator
-from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +12,14 @@ import click
 
 from edge_gemma import artifact as artifacts
 from edge_gemma.console import print_table, show_progress
-from edge_gemma.errors import ContextLimitError, PromptError
+from edge_gemma.errors import PromptError
 from edge_gemma.memory import format_bytes
 from edge_gemma.planning import Needs, plan
 from edge_gemma.runtime.engine import Model, Piece
 from edge_gemma.runtime.loading import load
 from edge_gemma.runtime.options import (
     cache_dir_option,
+    format_options,
     generation_options,
     global_kv_option,
     media_options,
@@ -35,6 +35,7 @@ from edge_gemma.runtime.statistics import Statistics
 @click.argument("prompt", required=False)
 @media_options
 @click.option("--system", help="System instruction.")
+@format_options
 @generation_options()
 @model_options
 @click.option("--stats/--no-stats", default=None, help="Report speed and memory. [on a terminal]")
@@ -59,7 +60,7 @@ def run_command(
         prompt = _read_stdin()
     parts = [*media_parts(images, sounds), {"type": "text", "text": prompt}]
     messages = _with_system(system, [{"role": "user", "content": parts}])
-    with load(artifact, **model) as loaded:
+    with load(artifact, **model, session_memory=0) as loaded:
         answer(loaded, messages, generation, stats=stats, as_json=as_json)
     return 0
 
@@ -81,54 +82,6 @@ def answer(
     last = _print_stream(model.stream(messages, **generation))
     if stats or (stats is None and sys.stderr.isatty()):
         click.echo(_describe(last.statistics), err=True)
-
-
-@click.command()
-@click.argument("artifact", type=click.Path(path_type=Path))
-@media_options
-@click.option("--system", help="System instruction.")
-@generation_options()
-@model_options
-@click.option("--stats", is_flag=True, help="Report speed and memory after each answer.")
-def chat_command(
-    artifact: Path,
-    images: tuple[str, ...],
-    sounds: tuple[str, ...],
-    system: str | None,
-    model: dict[str, Any],
-    stats: bool,
-    **generation: Any,
-) -> int:
-    """Talk with ARTIFACT. Ctrl-C ends an answer, Ctrl-D or /quit the conversation, /new starts afresh.
-
-    --image and --audio go with the first message; /image FILE and /audio FILE with the next one.
-    """
-    if "-" in (*images, *sounds):
-        raise PromptError("standard input is for what you say: give --image and --audio a file")
-    with load(artifact, **model) as loaded:
-        history: list[dict[str, Any]] = []
-        media = media_parts(images, sounds)
-        for line in _lines():
-            command, _, rest = line.partition(" ")
-            try:
-                if line == "/quit":
-                    break
-                if line == "/new":
-                    history, media = [], []
-                elif command in ("/image", "/audio"):
-                    added = media_parts(*(([rest], []) if command == "/image" else ([], [rest])))
-                    loaded.encode([{"role": "user", "content": added}])  # refuses what cannot be read, now
-                    media += added
-                else:
-                    content = [*media, {"type": "text", "text": line}] if media else line
-                    media = []
-                    asked = [*history, {"role": "user", "content": content}]
-                    history = _turn(loaded, system, asked, stats, generation) or history
-            except ContextLimitError as error:
-                click.echo(f"error: {error}; /new starts afresh", err=True)
-            except PromptError as error:
-                click.echo(f"error: {error}", err=True)
-    return 0
 
 
 @click.command()
@@ -226,49 +179,6 @@ def doctor_command(as_json: bool) -> None:
         print_table(title, [(name, str(value)) for name, value in values.items()])
 
 
-def _turn(
-    model: Model, system: str | None, asked: list[dict[str, Any]], stats: bool, generation: dict[str, Any]
-) -> list[dict[str, Any]] | None:
-    """Answer the last message and return the conversation with the answer; None if interrupted early."""
-    text = ""
-    try:
-        for piece in model.stream(_with_system(system, asked), **generation):
-            click.echo(piece.text, nl=False)
-            text += piece.text
-        if stats:
-            click.echo("\n" + _describe(piece.statistics), err=True, nl=False)
-    except KeyboardInterrupt:
-        click.echo(" …", nl=False)
-    click.echo()
-    return [*asked, {"role": "assistant", "content": text}] if text.strip() else None
-
-
-def _lines() -> Iterator[str]:
-    """Lines the user types (with editing and history where readline exists), or those piped in.
-
-    Bytes that are no text come as lone surrogates, so that the line is refused and the chat goes on.
-    """
-    if isinstance(sys.stdin, TextIOWrapper):
-        sys.stdin.reconfigure(errors="surrogateescape")
-    if not sys.stdin.isatty():
-        for line in sys.stdin:
-            if line.strip():
-                yield line.strip()
-        return
-    import contextlib
-
-    with contextlib.suppress(ImportError):
-        import readline  # noqa: F401  # importing it gives input() line editing
-    while True:
-        try:
-            line = input("> ").strip()
-        except EOFError:
-            click.echo()
-            return
-        if line:
-            yield line
-
-
 def _read_stdin() -> str:
     raw = sys.stdin.buffer.read()
     try:
@@ -295,9 +205,10 @@ def _describe(s: Statistics) -> str:
     media = [f"{s.images} image{'s' * (s.images > 1)}"] if s.images else []
     media += [f"{s.audio_seconds:.1f} s of audio"] if s.audio_seconds else []
     encoding = f"{' and '.join(media)} encoded in {s.encode_seconds:.2f} s; " if media else ""
+    new = f"{s.prompt_tokens - s.reused_tokens} of them new, " if s.reused_tokens else ""
     drafts = f" ({s.acceptance_rate:.0%} of {s.drafted_tokens} drafted accepted)" if s.drafted_tokens else ""
     return (
-        f"[{encoding}prompt {s.prompt_tokens} tokens, {s.prefill_tokens_per_second:.1f}/s; "
+        f"[{encoding}prompt {s.prompt_tokens} tokens, {new}{s.prefill_tokens_per_second:.1f}/s; "
         f"answer {s.generated_tokens} tokens, {s.decode_tokens_per_second:.1f}/s{drafts}; "
         f"first token after {s.time_to_first_token:.2f} s; peak memory {format_bytes(s.peak_memory_bytes)}; "
         f"embedding records {s.rows}, {s.rows_read} read ({format_bytes(s.bytes_read)})]"

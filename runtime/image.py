@@ -77,6 +77,12 @@ def read_image(source: ImageSource) -> Pixels:
         return _from_pillow(resources.enter_context(_open_picture(file, name)), name)
 
 
+def picture_size(data: bytes) -> tuple[int, int]:
+    """Width and height by the header of a picture file; nothing is decoded. MediaError if it is none."""
+    with _open_picture(io.BytesIO(data), "the picture") as picture:
+        return picture.size
+
+
 def fingerprint(image: Pixels) -> bytes:
     """16 bytes that tell this picture, uint8 [height, width, 3], from every other one."""
     digest = hashlib.blake2b(repr(image.shape).encode(), digest_size=16, person=b"image")

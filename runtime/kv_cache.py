@@ -9,7 +9,7 @@ window is left.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import onnxruntime as ort
@@ -21,26 +21,60 @@ NUMPY_TYPES = {"float32": np.float32, "float16": np.float16, "int8": np.int8}
 MARGIN = 8  # rows: the most tokens that somebody drafts
 
 
-class KvCache:
-    """Buffers for one conversation of up to `context` tokens, fed in chunks of up to `chunk`.
+class KvMemory:
+    """The buffers of `size` conversations side by side, [size, heads, rows, head_dim] each.
 
     Memory grows by need: the buffers are reserved, and the system backs a page at its first write.
     """
 
-    def __init__(self, spec: DecoderSpec, *, context: int, chunk: int) -> None:
-        self._kept = min(spec.sliding_window - 1, context)
-        self.capacity = {"global": context, "sliding": self._kept + chunk}
+    def __init__(self, pairs: Sequence[tuple[KvBuffer, NDArray[np.generic], NDArray[np.generic]]]) -> None:
+        self.pairs = pairs  # of keys and values
+        self.bindings = [
+            (buffer, ort.OrtValue.ortvalue_from_numpy(keys), ort.OrtValue.ortvalue_from_numpy(values))
+            for buffer, keys, values in pairs
+        ]
+
+    @classmethod
+    def reserve(cls, spec: DecoderSpec, capacity: Mapping[str, int], size: int = 1) -> KvMemory:
+        """`capacity`: rows of a buffer, by its kind."""
+
+        def zeros(buffer: KvBuffer) -> NDArray[np.generic]:
+            return np.zeros(
+                (size, buffer.heads, capacity[buffer.kind], buffer.head_dim), NUMPY_TYPES[buffer.dtype]
+            )
+
+        return cls([(buffer, zeros(buffer), zeros(buffer)) for buffer in spec.kv])
+
+    def part(self, first: int, last: int) -> KvMemory:
+        """The conversations from `first` to before `last`, in the same memory."""
+        return KvMemory(
+            [(buffer, keys[first:last], values[first:last]) for buffer, keys, values in self.pairs]
+        )
+
+
+class KvCache:
+    """Buffers for one conversation of up to `context` tokens, fed in chunks of up to `chunk`.
+
+    Memory grows by need; `memory` is for one conversation, with the rows that `capacities` says.
+    """
+
+    def __init__(
+        self, spec: DecoderSpec, *, context: int, chunk: int, memory: KvMemory | None = None
+    ) -> None:
+        self.capacity = self.capacities(spec, context, chunk)
+        self._kept = self.capacity["sliding"] - chunk
         self.margin = min(MARGIN, chunk // 2)  # tokens that can be taken back even if fed one by one
         self.length = 0  # tokens of the conversation so far
         self._oldest = 0  # of them, the place of the one in the sliding buffers' first row
+        self.memory = memory or KvMemory.reserve(spec, self.capacity)
         self._buffers: dict[str, list[NDArray[np.generic]]] = {"global": [], "sliding": []}
-        self.bindings: list[tuple[KvBuffer, ort.OrtValue, ort.OrtValue]] = []
-        for buffer in spec.kv:
-            shape = (1, buffer.heads, self.capacity[buffer.kind], buffer.head_dim)
-            pair = [np.zeros(shape, NUMPY_TYPES[buffer.dtype]) for _ in range(2)]
+        for buffer, *pair in self.memory.pairs:
             self._buffers[buffer.kind] += pair
-            key, value = (ort.OrtValue.ortvalue_from_numpy(a) for a in pair)
-            self.bindings.append((buffer, key, value))
+
+    @staticmethod
+    def capacities(spec: DecoderSpec, context: int, chunk: int) -> dict[str, int]:
+        """Rows of a buffer, by its kind."""
+        return {"global": context, "sliding": min(spec.sliding_window - 1, context) + chunk}
 
     def reset(self) -> None:
         """Forget the conversation; the buffers stay."""
@@ -54,13 +88,57 @@ class KvCache:
 
         Raises ValueError, and changes nothing, if it is further back or no earlier length.
         """
-        least = self._oldest + self._kept if self._oldest else 0
-        if not least <= length <= self.length:
+        self._check_earlier(length)
+        self.length = length
+
+    @property
+    def least(self) -> int:
+        """The shortest length that `truncate` takes now."""
+        return self._oldest + self._kept if self._oldest else 0
+
+    def layout(self, length: int) -> dict[str, tuple[np.dtype[np.generic], tuple[int, ...]]]:
+        """What `rows` gives at a length: names, types and shapes [heads, rows, head_dim], in its order."""
+        rows = {"global": length, "sliding": min(self._kept, length)}
+        return {
+            f"{buffer.layer}.{name}": (array.dtype, (buffer.heads, rows[buffer.kind], buffer.head_dim))
+            for buffer, *pair in self.arrays()
+            for name, array in zip(("key", "value"), pair, strict=True)
+        }
+
+    def rows(self, length: int) -> list[NDArray[np.generic]]:
+        """Views of all that the tokens behind the first `length` depend on, [heads, rows, head_dim] each.
+
+        Of a global buffer those are the rows of all tokens before, of a sliding one those of the window.
+
+        Raises ValueError if the window before `length` is not there any more, as `truncate` does.
+        """
+        self._check_earlier(length)
+        first = {"global": 0, "sliding": length - min(self._kept, length) - self._oldest}
+        last = {"global": length, "sliding": length - self._oldest}
+        return [
+            array[0, :, first[buffer.kind] : last[buffer.kind]]
+            for buffer, *pair in self.arrays()
+            for array in pair
+        ]
+
+    def restore(self, length: int, rows: Iterable[NDArray[np.generic]]) -> None:
+        """Hold `length` tokens again, with `rows` as `rows(length)` gave them, taken one by one.
+
+        Where that raises, nothing is held.
+        """
+        self.reset()
+        targets = (array for _, *pair in self.arrays() for array in pair)
+        for target, found in zip(targets, rows, strict=True):
+            target[0, :, : found.shape[1]] = found
+        self._oldest = length - min(self._kept, length)
+        self.length = length
+
+    def _check_earlier(self, length: int) -> None:
+        if not self.least <= length <= self.length:
             raise ValueError(
                 f"{self.length} tokens cannot be cut to {length}: "
-                f"expected a length from {least} to {self.length}"
+                f"expected a length from {self.least} to {self.length}"
             )
-        self.length = length
 
     def extend(self, tokens: int) -> dict[str, int]:
         """Make room for `tokens` new ones and return the rows in use after them, by kind.
@@ -76,9 +154,9 @@ class KvCache:
         self.length += tokens
         if self.length - self._oldest > sliding:
             self._slide(tokens)
-        return self._rows()
+        return self._used()
 
-    def _rows(self) -> dict[str, int]:
+    def _used(self) -> dict[str, int]:
         """Rows in use, by kind."""
         return {"global": self.length, "sliding": self.length - self._oldest}
 
@@ -91,7 +169,7 @@ class KvCache:
         chunk = self.capacity["sliding"] - self._kept
         for first in range(0, tokens, chunk):
             self.extend(min(chunk, tokens - first))
-        rows = self._rows()
+        rows = self._used()
         for kind, buffers in self._buffers.items():
             for buffer in buffers:  # [1, heads, rows, head_dim]; written, so that memory backs them
                 buffer[:, :, : rows[kind]] = 1
@@ -107,5 +185,4 @@ class KvCache:
 
     def arrays(self) -> Iterator[tuple[KvBuffer, NDArray[np.generic], NDArray[np.generic]]]:
         """Every buffer with its key and value memory, [1, heads, capacity, head_dim] each."""
-        for buffer, key, value in self.bindings:
-            yield buffer, key.numpy(), value.numpy()
+        yield from self.memory.pairs

@@ -1,13 +1,74 @@
-"""Levels of an elastic artifact at work: how fast each is, and a narrow one that drafts for a wide one."""
+"""Levels of an elastic artifact at work: which one answers, how fast each is, and one that drafts."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
 from edge_gemma.artifact import LevelSpec
+from edge_gemma.errors import BudgetError, PromptError
+from edge_gemma.memory import format_bytes, parse_bytes, reachable_bytes
+from edge_gemma.planning import Plan
 from edge_gemma.runtime.embeddings import EmbeddingStore
 from edge_gemma.runtime.kv_cache import KvCache
 from edge_gemma.runtime.session import Decoder
+from edge_gemma.runtime.statistics import Statistics
+
+
+class Levels:
+    """The levels of an artifact, narrowest first, and which of them answers; none where it is not elastic."""
+
+    def __init__(self, specs: Sequence[LevelSpec], decoder: Decoder, plan: Plan) -> None:
+        self._specs = specs
+        self._decoder = decoder
+        self._speed = DecodingSpeed()
+        self.plan = plan
+
+    @property
+    def name(self) -> str | None:
+        """The level that answers."""
+        return self._specs[self._decoder.level].name if self._specs else None
+
+    def choose(self, memory: int | str | None, tokens_per_second: float | None) -> str:
+        """See Model.choose_level."""
+        if not self._specs:
+            raise PromptError("this artifact is not elastic and has no levels: export it with --elastic")
+        budget = parse_bytes(memory) if isinstance(memory, str) else memory or reachable_bytes()
+        if self.plan.budget:
+            budget = min(budget, self.plan.budget)
+
+        def suits(level: LevelSpec) -> bool:
+            speed = self._speed.of(level)
+            fast = tokens_per_second is None or speed is None or speed >= tokens_per_second
+            return fast and self.plan.at_weights(level.weights).answering <= budget
+
+        return widest(self._specs, suits).name
+
+    def planned(self, index: int) -> Plan:
+        """The plan with another level.
+
+        Raises:
+            BudgetError: it does not keep to the budget.
+        """
+        level = self._specs[index]
+        planned = self.plan.at_weights(level.weights)
+        if planned.budget and planned.answering > planned.budget:
+            raise BudgetError(
+                f"the level {level.name} needs {format_bytes(planned.answering)} and the budget is "
+                f"{format_bytes(planned.budget)}: load with a larger memory_budget or stay with {self.name}"
+            )
+        return planned
+
+    def run(self, index: int, planned: Plan) -> None:
+        """Let another level answer, as `planned`."""
+        if index < self._decoder.level:
+            self._decoder.drop_weights()
+        self._decoder.level, self.plan = index, planned
+
+    def note(self, statistics: Statistics) -> None:
+        """Learn from an answer how fast the level is."""
+        if self._specs:
+            level = self._specs[self._decoder.level]
+            self._speed.note(level, statistics.generated_tokens - 1, statistics.decode_seconds)
 
 
 class DecodingSpeed:

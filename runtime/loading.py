@@ -21,6 +21,7 @@ from edge_gemma.runtime.embeddings import EmbeddingStore
 from edge_gemma.runtime.encoders import Encoders
 from edge_gemma.runtime.engine import Model, check_count
 from edge_gemma.runtime.generation import Generator
+from edge_gemma.runtime.prefixes import Prefixes, room
 from edge_gemma.runtime.prompt import PromptBuilder
 from edge_gemma.runtime.tokenizer import Tokenizer
 
@@ -39,6 +40,7 @@ def load(
     chunk: int | None = None,
     threads: int | None = None,
     keep_encoders: bool = False,
+    session_memory: int | str | None = None,
     cache: bool = True,
     cache_dir: str | Path | None = None,
     verify: bool = False,
@@ -62,15 +64,19 @@ def load(
         threads: threads to compute with; the cores this process may use by default.
         keep_encoders: leave the audio and vision encoders in memory once they were needed; by default
             they stay only where a budget has room for them.
+        session_memory: most memory, as "256MiB" or in bytes, for conversations that wait and for what several
+            of them begin with; what was not used for longest is dropped. By default 256 MiB, or what a
+            budget leaves where that is less. 0: only the latest conversation goes on without being computed
+            again.
         cache: keep the decoder's weights as onnxruntime packs them in a cache, and map them from there.
         cache_dir: the folder of that cache, by default the user's own.
         verify: re-hash every file first.
 
     Raises:
         ArtifactError: the artifact is missing, damaged, or needs a newer onnxruntime.
-        BudgetError: the model does not fit the budget.
+        BudgetError: the model does not fit the budget, or session_memory does not fit beside it.
         DeviceError: there is no such device profile.
-        PromptError: context, chunk, threads or memory_budget are out of range, or the artifact has no such
+        PromptError: context, chunk, threads or a size of memory are out of range, or the artifact has no such
             global_kv or level.
     """
     for name, value in (("context", context), ("chunk", chunk), ("threads", threads)):
@@ -79,6 +85,10 @@ def load(
     budget = parse_bytes(memory_budget) if isinstance(memory_budget, str) else memory_budget
     if budget is not None:
         check_count("memory_budget", budget)
+    if isinstance(session_memory, str):
+        session_memory = parse_bytes(session_memory)
+    if session_memory:  # may be 0
+        check_count("session_memory", session_memory)
     profile = profile_of(device)
     artifact = artifacts.read(path)
     manifest = artifact.manifest
@@ -113,6 +123,7 @@ def load(
     release_free_memory()
     planned = settings(needs, prepared=decoder.prepared, global_kv=planned.global_kv)
     _check_budget(manifest, planned, index)
+    prefixes = Prefixes(room(planned, session_memory))
     encoders = Encoders(
         artifact,
         threads=threads,
@@ -127,8 +138,9 @@ def load(
         PromptBuilder(manifest, template, tokenizer),
         encoders,
         store,
-        Generator(decoder, store, context=context, chunk=planned.chunk),
+        Generator(decoder, store, context=context, chunk=planned.chunk, prefixes=prefixes),
         planned,
+        session_memory,
     )
 
 

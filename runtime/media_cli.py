@@ -86,7 +86,7 @@ def transcribe_command(
 ) -> int:
     """Write down what is said in each FILE, of any length; - is standard input."""
     tasks.transcription_prompt(language)  # refuses a wrong language before loading
-    with load(artifact, **model) as loaded:
+    with load(artifact, **model, session_memory=0) as loaded:  # nothing comes back to what was asked
 
         def listen(source: Any, progress: Progress) -> Iterator[SpeechSegment]:
             return speech.transcribe(loaded, source, language, progress=progress, **generation)
@@ -115,7 +115,7 @@ def translate_command(
 ) -> int:
     """Translate what is said in each FILE, of any length; - is standard input."""
     tasks.translation_prompt(target, source)  # refuses a wrong language before loading
-    with load(artifact, **model) as loaded:
+    with load(artifact, **model, session_memory=0) as loaded:  # nothing comes back to what was asked
 
         def listen(sound: Any, progress: Progress) -> Iterator[SpeechSegment]:
             return speech.translate(loaded, sound, target, source, progress=progress, **generation)
@@ -142,7 +142,7 @@ def describe_command(
 ) -> int:
     """Answer the same question about each image FILE; - is standard input."""
     status = 0
-    with load(artifact, **model) as loaded:
+    with load(artifact, **model, session_memory=0) as loaded:  # nothing comes back to what was asked
         paths = expand(files)
         for path in paths:
             if len(paths) > 1 and not as_json:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import glob
+import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any, TypeVar, cast
 
 import click
 
-from edge_gemma.errors import MediaError
+from edge_gemma.errors import MediaError, PromptError
 from edge_gemma.memory import DEFAULT_CHUNK
 from edge_gemma.recipes import KV_DTYPES
 from edge_gemma.runtime.sampling import SamplingOptions
@@ -56,6 +57,49 @@ def generation_options(*, temperature: float = DEFAULTS.temperature) -> Callable
             "what the narrowest level of an elastic artifact says.",
         ),
     )
+
+
+def format_options(command: F) -> F:
+    """--json-schema, --regex and --choice; the command gets them as `response_format`, for `Model.stream`."""
+
+    @functools.wraps(command)
+    def with_format(
+        json_schema: str | None, regex: str | None, choices: tuple[str, ...], **options: Any
+    ) -> Any:
+        formats: list[dict[str, Any]] = []
+        if json_schema is not None:
+            formats.append({"type": "json_schema", "json_schema": {"schema": _read_schema(json_schema)}})
+        if regex is not None:
+            formats.append({"type": "regex", "regex": regex})
+        if choices:
+            formats.append({"type": "choice", "choices": choices})
+        if len(formats) > 1:
+            raise PromptError("an answer has one form: give one of --json-schema, --regex and --choice")
+        return command(response_format=formats[0] if formats else None, **options)
+
+    options = _together(
+        click.option(
+            "--json-schema",
+            metavar="FILE|JSON",
+            help="Answer with JSON of this schema: a file, or the schema itself.",
+        ),
+        click.option("--regex", help="Answer with a text that this regular expression matches as a whole."),
+        click.option(
+            "--choice", "choices", multiple=True, help="Answer with this text; repeat for each that may be."
+        ),
+    )
+    return cast(F, options(with_format))
+
+
+def _read_schema(written: str) -> Any:
+    """The schema itself where it begins with a brace, otherwise that of a file."""
+    place = "--json-schema" if written.lstrip().startswith("{") else written
+    try:
+        return json.loads(written if place != written else Path(written).read_bytes())
+    except (OSError, ValueError) as error:
+        raise PromptError(
+            f"{place} holds no JSON Schema ({error}): expected a file, or JSON that begins with {{"
+        ) from None
 
 
 cache_dir_option = click.option(

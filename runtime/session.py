@@ -15,7 +15,7 @@ from edge_gemma.artifact import Artifact
 from edge_gemma.devices import CPU
 from edge_gemma.errors import ArtifactError
 from edge_gemma.memory import release_free_memory
-from edge_gemma.runtime.kv_cache import KvCache
+from edge_gemma.runtime.kv_cache import KvCache, KvMemory
 from edge_gemma.runtime.residency import drop_pages, dropping_pages
 
 
@@ -76,7 +76,7 @@ class Decoder:
             # Scales and zero points are read once: the packed matrices have their own.
             drop_pages({self._data})
             self._binding = self._session.io_binding()
-            self._bound: KvCache | None = None
+            self._bound: KvMemory | None = None
         return self._session
 
     def give_way(self) -> None:
@@ -116,38 +116,59 @@ class Decoder:
         Returns:
             float32 [num_logits, V], a copy.
         """
-        count = embeds.shape[1]
-        start = cache.length
+        logits = self.forward_together(embeds, per_layer, [cache], cache.memory, num_logits=num_logits)
+        first: NDArray[np.float32] = logits[0]
+        return first
+
+    def forward_together(
+        self,
+        embeds: NDArray[np.float32],
+        per_layer: NDArray[np.float32],
+        caches: Sequence[KvCache],
+        memory: KvMemory,
+        *,
+        num_logits: int = 1,
+    ) -> NDArray[np.float32]:
+        """`forward` for B conversations at once, whose caches lie side by side in `memory`.
+
+        Args:
+            embeds: float32 [B, S, H].
+            per_layer: float32 [B, S, L, P].
+
+        Returns:
+            float32 [B, num_logits, V].
+        """
+        batch, count = embeds.shape[:2]
+        starts = np.array([cache.length for cache in caches], np.int64)
         session = self._open()
-        rows = cache.extend(count)
+        rows = [cache.extend(count) for cache in caches]
         binding = self._binding
-        self._bind_cache(cache)
+        self._bind(memory)
         binding.bind_cpu_input("inputs_embeds", embeds)
         binding.bind_cpu_input("per_layer_inputs", per_layer)
-        binding.bind_cpu_input("position_ids", np.arange(start, start + count, dtype=np.int64)[None])
+        binding.bind_cpu_input("position_ids", starts[:, None] + np.arange(count))
         binding.bind_cpu_input("num_logits", np.array([num_logits], np.int64))
         if self._elastic:
             binding.bind_cpu_input("level", np.array([self.level], np.int64))
         for kind in self._kinds:
-            binding.bind_cpu_input(f"{kind}_rows", np.array([rows[kind]], np.int32))
-        logits = np.empty((1, num_logits, self._vocab_size), np.float32)
+            binding.bind_cpu_input(f"{kind}_rows", np.array([used[kind] for used in rows], np.int32))
+        logits = np.empty((batch, num_logits, self._vocab_size), np.float32)
         binding.bind_ortvalue_output("logits", ort.OrtValue.ortvalue_from_numpy(logits))
         session.run_with_iobinding(binding)
-        result: NDArray[np.float32] = logits[0]
-        return result
+        return logits
 
-    def _bind_cache(self, cache: KvCache) -> None:
+    def _bind(self, memory: KvMemory) -> None:
         """Bind every KV buffer as input and as output of the same memory."""
-        if self._bound is cache:
+        if self._bound is memory:
             return
-        for buffer, key, value in cache.bindings:
+        for buffer, key, value in memory.bindings:
             self._binding.bind_ortvalue_input(buffer.past_key, key)
             self._binding.bind_ortvalue_input(buffer.past_value, value)
             for name in buffer.present_key:
                 self._binding.bind_ortvalue_output(name, key)
             for name in buffer.present_value:
                 self._binding.bind_ortvalue_output(name, value)
-        self._bound = cache
+        self._bound = memory
 
 
 def open_session(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import stat
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 LOWEST_RATE, HIGHEST_RATE = 1_000, 768_000  # Hz, of a source
 BLOCK_VALUES = 1 << 20  # most values in a block, all channels
 FORMATS = ("WAV", "FLAC", "OGG", "MP3", "AIFF", "AU", "CAF", "W64")  # those of libsndfile worth naming
+UNKNOWN = 0x7FFF_0000  # bytes; from here on headers of WAV mean that their writer could not go back to them
 NO_PIPE = ("MP3", "CAF")  # libsndfile opens them on a pipe, and loses samples
 FULL_SCALE = {"i1": 1 << 7, "u1": 1 << 7, "i2": 1 << 15, "i4": 1 << 31}
 
@@ -129,7 +131,7 @@ def _open_stream(file: Any, name: str, resources: ExitStack) -> Source:
             f"{name} cannot be read as a sound ({problem}); expected {'WAV in a pipe' if pipe else known}: "
             f"convert it with `ffmpeg -i INPUT -ac 1 -ar 16000 {'-f wav - |' if pipe else 'sound.wav'}`"
         )
-    frames = None if pipe else sound.frames
+    frames = None if pipe else max(sound.frames, _promised(sound))
     is_float = sound.subtype in ("FLOAT", "DOUBLE")
     source = Source(name, sound.samplerate, sound.channels, frames, is_float)
     source.blocks = _file_blocks(sound, source)
@@ -159,6 +161,16 @@ def _is_pipe(file: Any) -> bool:
         return stat.S_ISFIFO(os.fstat(file.fileno()).st_mode)
     except (OSError, AttributeError):
         return False
+
+
+def _promised(sound: Any) -> int:
+    """Frames of a WAV file that was cut off, by its header; 0 of others. libsndfile only logs it."""
+    found = re.search(r"^data : (\d+) \(should be (\d+)\)", sound.extra_info, re.MULTILINE)
+    promised, there = map(int, found.groups()) if found else (0, 0)
+    if there < 1 or promised >= UNKNOWN:
+        return 0
+    frames: int = sound.frames
+    return round(frames * promised / there)
 
 
 def _file_blocks(sound: Any, source: Source) -> Iterator[Samples]:

@@ -45,11 +45,15 @@ def transcribe(
     source: Any,
     language: str | None = None,
     *,
+    hint: str | None = None,
     progress: Progress | None = None,
     **options: Any,
 ) -> Iterator[SpeechSegment]:
-    """Segments in order, each as soon as it is written down; `options` are those of `Model.stream`."""
-    prompt = tasks.transcription_prompt(language)
+    """Segments in order, each as soon as it is written down.
+
+    `hint` are words that help to understand it; `options` are those of `Model.stream`.
+    """
+    prompt = tasks.with_hint(tasks.transcription_prompt(language), hint)
 
     def read(answer: str, start: float, end: float) -> SpeechSegment:
         return SpeechSegment(start, end, answer.strip())
@@ -63,11 +67,12 @@ def translate(
     target: str = "English",
     language: str | None = None,
     *,
+    hint: str | None = None,
     progress: Progress | None = None,
     **options: Any,
 ) -> Iterator[SpeechSegment]:
     """As `transcribe`, in the language `target`; `language` is the one spoken, where it is known."""
-    prompt = tasks.translation_prompt(target, language)
+    prompt = tasks.with_hint(tasks.translation_prompt(target, language), hint)
 
     def read(answer: str, start: float, end: float) -> SpeechSegment:
         transcription, translation = tasks.read_translation(answer, target)

@@ -10,7 +10,7 @@ class Statistics:
     """Counts, times and memory of one answer; filled while it is generated."""
 
     prompt_tokens: int = 0
-    reused_tokens: int = 0  # of the prompt, already in the KV cache from the turn before
+    reused_tokens: int = 0  # of the prompt, computed before: in the KV cache or in a stored state
     generated_tokens: int = 0
     drafted_tokens: int = 0  # by speculation, and fed to be verified
     accepted_tokens: int = 0  # of them, those that became part of the answer

@@ -91,6 +91,11 @@ def translation_prompt(target: str, source: str | None = None) -> str:
     )
 
 
+def with_hint(prompt: str, hint: str | None) -> str:
+    """A prompt beside a clip, and words that help to understand it: names, terms, what was said before."""
+    return f"{prompt} These words may help: {hint.strip()}" if hint and hint.strip() else prompt
+
+
 def read_translation(answer: str, target: str) -> tuple[str, str]:
     """Transcription and translation from an answer to `translation_prompt`.
 

@@ -107,6 +107,34 @@ class Tokenizer:
             raise self._pairs.damaged()
         return ids
 
+    def encode_plain(self, text: str) -> list[int]:
+        """The ids of a text in which nothing is recognised as an added token; raises as `encode`."""
+        try:
+            return self._pairs.merge(text.replace(" ", SPACE) if self._spec.spaces else text)
+        except UnicodeEncodeError as error:
+            raise PromptError(
+                f"the text cannot be encoded ({error}); expected a str of valid Unicode, no lone surrogate"
+            ) from error
+        except IndexError:
+            raise self._pairs.damaged() from None
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """What a token adds to a text, in UTF-8, or the byte that it stands for; b"" for control tokens.
+
+        That is, behind another token: a decoder may treat the first one of a text otherwise.
+        """
+        text = self._pairs.text(token_id)
+        if text is None or token_id in self._special:
+            return b""
+        if match := BYTE.fullmatch(text):
+            return bytes([int(match[1], 16)])
+        for step in self._spec.decoder:
+            if step.kind == REPLACE:
+                text = text.replace(step.pattern, step.content)
+            elif step.kind == JOIN:
+                text = step.content + text
+        return text.encode()
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids, without control tokens; ids outside the vocabulary give nothing."""
         texts = [text for i in ids if i not in self._special and (text := self._pairs.text(i)) is not None]

@@ -117,6 +117,7 @@ MAKERS: dict[str, Callable[[Path], None]] = {
     "multimodal-fp32": _multimodal,
     "elastic-fp32": _random(levels=LEVELS, intermediate_size=256),
     "window-9": _random(1, sliding_window=9),
+    "long-context": _random(2, max_position_embeddings=4096),
     "only-sliding": _random(1, sliding_window=9, **ONLY_SLIDING),
     "demo-text-fp32": lambda target: export_demo("fp32", target, media=False),
 }

@@ -140,7 +140,9 @@ def reference_ids(tested: Multimodal, messages: list[dict[str, Any]]) -> list[in
 def greedy_reference(
     tested: Multimodal, messages: list[dict[str, Any]], new_tokens: int
 ) -> tuple[list[int], np.ndarray]:
-    """transformers' greedy answer and its logits for the prompt and the answer but its last token.
+    """transformers' greedy answer and its logits in float64, for the prompt and the answer but its last token.
+
+    In float32 they are themselves off by up to 2e-3 here: random towers make much of small differences.
 
     Features of each clip are extracted alone, since batching changes them; the towers then also run clip by
     clip, and Gemma3nModel.forward fills their soft tokens up as it does for any batch.
@@ -152,12 +154,14 @@ def greedy_reference(
     clips = [part["audio"] for part in parts if part["type"] == "audio"]
     inputs: dict[str, Any] = {"input_ids": torch.tensor([reference_ids(tested, messages)])}
     if images:
-        inputs["pixel_values"] = tested.processor.image_processor(images, return_tensors="pt")["pixel_values"]
+        pixels = tested.processor.image_processor(images, return_tensors="pt")["pixel_values"]
+        inputs["pixel_values"] = pixels.double()
     if clips:
-        inputs["input_features"] = torch.zeros(len(clips), 1, 128)
+        inputs["input_features"] = torch.zeros(len(clips), 1, 128)  # a place for those of _each_alone
         inputs["input_features_mask"] = torch.ones(len(clips), 1, dtype=torch.bool)
-    model = tested.model
-    with torch.no_grad(), mock.patch.object(model.model, "get_audio_features", _each_alone(tested, clips)):
+    model = copy.deepcopy(tested.model).double()
+    each_alone = _each_alone(tested, model.model.get_audio_features, clips)
+    with torch.no_grad(), mock.patch.object(model.model, "get_audio_features", each_alone):
         output = model(**inputs, use_cache=True)
         rows, tokens = [output.logits[0].numpy()], []
         while len(tokens) < new_tokens:
@@ -172,16 +176,13 @@ def greedy_reference(
     return tokens, np.concatenate(rows)
 
 
-def _each_alone(tested: Multimodal, clips: list[np.ndarray]) -> Any:
-    original = tested.model.model.get_audio_features
-
+def _each_alone(tested: Multimodal, original: Any, clips: list[np.ndarray]) -> Any:
     def get_audio_features(*_: Any, **__: Any) -> Any:
         outputs = []
         for clip in clips:
             features = tested.processor.feature_extractor([clip], return_tensors="pt")
-            outputs.append(
-                original(features["input_features"], ~features["input_features_mask"], return_dict=True)
-            )
+            mask = ~features["input_features_mask"]
+            outputs.append(original(features["input_features"].double(), mask, return_dict=True))
         longest = max(output.pooler_output.shape[1] for output in outputs)
         batch = outputs[0]
         batch.pooler_output = torch.cat([_pad(output.pooler_output, longest, 0.0) for output in outputs])

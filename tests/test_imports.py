@@ -71,6 +71,11 @@ with edge_gemma.load(sys.argv[1], context=64, threads=1) as model:
     assert python(code, str(tiny_artifact)) == "5\n"
 
 
+def test_a_server_needs_nothing_heavy() -> None:
+    pytest.importorskip("uvicorn", reason="uvicorn, which a server needs, is not installed")
+    python(f"{BLOCK}\nimport edge_gemma.runtime.serving.app, edge_gemma.runtime.serving.process")
+
+
 def test_exporting_without_its_packages_is_one_line() -> None:
     code = f"{BLOCK}\nfrom edge_gemma.cli import run; print(run(['export']))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
@@ -93,7 +98,7 @@ def test_memory_after_importing(module: str, limit: int) -> None:
     assert int(python(f"import {module}{PEAK}")) <= limit
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "runtime").glob("*.py")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", sorted((ROOT / "runtime").rglob("*.py")), ids=lambda path: path.name)
 def test_the_runtime_does_not_know_the_export(path: Path) -> None:
     names = imported(path)
     assert not [name for name in names if name.startswith("edge_gemma.export")]

@@ -17,15 +17,21 @@ ERRORS = [e for e in vars(errors).values() if isinstance(e, type) and issubclass
 def test_exported_members() -> None:
     assert sorted(edge_gemma.__all__) == [
         "Answer",
+        "AsyncModel",
         "EdgeGemmaError",
         "Model",
+        "Monitor",
         "Piece",
         "SamplingOptions",
+        "Session",
         "SpeechSegment",
         "Statistics",
+        "Tool",
+        "ToolCall",
         "Transcript",
         "__version__",
         "load",
+        "run_tools",
     ]
     assert dir(edge_gemma) == sorted(edge_gemma.__all__)
 
@@ -72,7 +78,13 @@ def test_exit_statuses_are_those_of_the_help(error: type[errors.EdgeGemmaError])
         "PromptError": "bad usage or prompt",
         "ContextLimitError": "bad usage or prompt",
         "MediaError": "bad usage or prompt",
+        "RefusedError": "bad usage or prompt",
+        "ToolCallError": "other errors",
         "BudgetError": "over the memory budget",
+        "QueueFullError": "other errors",
+        "DeadlineError": "other errors",
+        "ClosedError": "other errors",
+        "SessionError": "other errors",
         "CacheError": "other errors",
         "DependencyError": "missing package",
         "EdgeGemmaError": "other errors",

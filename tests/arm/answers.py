@@ -69,7 +69,7 @@ def answer(model: Model, question: Item, tokens: Sequence[int] | None = None) ->
         max_new_tokens=count,
         statistics=statistics,
         keys=built.keys,
-        soft=model._soft_tokens(generator, built, statistics),
+        soft=model._soft_tokens(built, statistics),
     )
     stop = set(model.manifest.tokens.stop)
     for token in said:

@@ -391,11 +391,21 @@ def test_a_truncated_file_gives_what_is_there(kind: str, caplog: pytest.LogCaptu
     # soxr looks a little ahead; the last frame of an MP3 is damaged
     same = len(part) - 4000
     np.testing.assert_allclose(part[:same], whole[:same], atol=2e-6)
-    if kind in ("FLAC", "MP3"):  # the others' headers are mended by libsndfile
+    if kind in ("WAV", "FLAC", "MP3"):  # the others' headers are mended by libsndfile
         assert stream.damage is not None
         assert f"the sound ends after {len(part) / RATE:.2f} s ({stream.damage})" in caplog.text
     else:
         assert stream.damage is None and not caplog.text
+
+
+@pytest.mark.parametrize("size", [0x7FFF_FFFF, 0xFFFF_FFFF])
+def test_a_wav_file_whose_writer_could_not_say_its_length_is_whole(size: int) -> None:
+    data = bytearray(encoded(sound(3, RATE, 1), RATE))
+    at = data.index(b"data") + 4
+    data[at : at + 4] = size.to_bytes(4, "little")
+    with open_audio(bytes(data)) as stream:
+        assert sum(map(len, stream)) == 3 * RATE
+    assert (stream.duration, stream.damage) == (3.0, None)
 
 
 def test_a_file_damaged_from_the_start_is_refused() -> None:

@@ -285,6 +285,50 @@ def test_chat_tells_its_statistics(
     assert "answer 20 tokens" in capsys.readouterr().err
 
 
+def test_chat_goes_on_from_a_file(
+    tiny_artifact: Path, tmp_path: Path, stdin: Callable[[bytes], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same answers as in one chat, and none of the first turn's tokens is computed again."""
+    file, copy = tmp_path / "a.session", tmp_path / "b.session"
+    stdin(b"hello\nand then?\nwhy?\n")
+    assert chat(tiny_artifact, "--system", "Be brief.") == 0
+    expected = capsys.readouterr().out
+    found = ""
+    for lines, options in (
+        (f"hello\n/save {copy}", ["--system", "Be brief."]),
+        ("and then?", ["--system", "Be brief."]),
+        ("why?", []),
+    ):
+        stdin(lines.encode())
+        assert chat(tiny_artifact, "--session", str(file), "--stats", *options) == 0
+        out, err = capsys.readouterr()
+        found += out
+        assert len(found) == len(out) or int(re.findall(r"prompt \d+ tokens, (\d+) of them new", err)[0]) < 30
+    assert found == expected
+    with edge_gemma.load(tiny_artifact, context=256, threads=1) as model:
+        assert [len(model.load_session(path).messages) for path in (file, copy)] == [7, 3]
+    stdin(b"/new\nhello\n")
+    assert chat(tiny_artifact, "--session", str(file), "--system", "Be brief.") == 0
+    assert expected.startswith(capsys.readouterr().out)
+
+
+def test_chat_and_files_that_cannot_be_used(
+    tiny_artifact: Path, tmp_path: Path, stdin: Callable[[bytes], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "no.session").write_text("no session")
+    stdin(b"hello\n")
+    assert chat(tiny_artifact, "--session", str(tmp_path / "no.session")) == 1
+    assert "is no whole session file" in only_line(capsys.readouterr().err)
+    stdin(f"/save\nhello\n/save {tmp_path}/no/file\n/save {tmp_path}/a\n".encode())
+    assert chat(tiny_artifact) == 0
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == "error: /save without a file: expected /save FILE"
+    assert second == f"error: {tmp_path}/no/file cannot be written: No such file or directory"
+    stdin(b"hello\n")
+    assert chat(tiny_artifact, "--session", str(tmp_path / "a"), "--system", "Be loud.") == 2
+    assert "did not begin with this --system: leave it out" in only_line(capsys.readouterr().err)
+
+
 class Terminal:
     """A chat in a terminal of its own."""
 

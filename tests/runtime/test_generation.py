@@ -139,6 +139,49 @@ def test_an_unrelated_prompt_starts_afresh(
     assert statistics.reused_tokens == (len(PROMPT) if goes_on else 0)
 
 
+def test_states_are_stored_at_partings(make: Callable[..., Generator]) -> None:
+    """Where each saves enough; the prompt is fed in the same chunks."""
+    generator = make()
+    generator.prefixes.limit = 1 << 30
+    places = (-3, 5, 31, 37, 40, 49, 50, 99)
+    sampler, statistics = make_sampler(GREEDY), Statistics()
+    list(generator.generate(PROMPT, sampler, max_new_tokens=3, statistics=statistics, partings=places))
+    assert [len(state) for state in generator.prefixes._states.values()] == [37]
+    branch = PROMPT[:37] + list(range(200, 240))
+    assert generator.reusable(branch) == 37
+    statistics = Statistics()
+    assert answer(generator, branch, statistics=statistics) == answer(make(), branch)
+    assert statistics.reused_tokens == 37
+
+
+def test_the_end_of_an_answer_may_be_taken_back(make: Callable[..., Generator], decoder: Watched) -> None:
+    """As far as the sliding window is still there, and no further than what was said."""
+    generator = make()
+    said = answer(generator, PROMPT, 12)
+    for kept, reused in ((11, 61), (9, 59), (7, 57), (2, 0)):
+        prompt = PROMPT + said[:kept] + [900, 901]
+        assert generator.reusable(prompt) == reused
+    prompt = PROMPT + said[:9] + [900, 901]
+    assert answer(generator, prompt) == answer(make(), prompt)
+
+
+def test_a_state_is_held_in_place_of_a_conversation_that_is_stored(make: Callable[..., Generator]) -> None:
+    first, second = make(), make()
+    second.prefixes.limit = 1 << 30
+    said = answer(first, PROMPT)
+    other = answer(second, [*PROMPT, 7])
+    longer = PROMPT + said + [77]
+    state = first.state(longer)
+    assert state and len(state) == len(PROMPT) + len(said) - 1
+    second.restore(state.keys, state.rows)
+    statistics = Statistics()
+    assert answer(second, longer, statistics=statistics) == answer(first, longer)
+    assert statistics.reused_tokens == len(state)
+    answer(second, [*PROMPT, 7, *other, 78], statistics=statistics)
+    assert statistics.reused_tokens == len(PROMPT) + len(other)
+    assert second.state([1, 2, 3]) is None
+
+
 def fail_before(cache: KvCache, tokens: int) -> None:
     raise KeyboardInterrupt
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -144,6 +145,62 @@ def test_a_cut_that_is_not_possible(length: int) -> None:
         cache.truncate(length)
     assert "\n" not in str(error.value)
     assert cache.length == 12
+
+
+def write(cache: KvCache, first: int, tokens: int) -> None:
+    """Feed tokens that are known by the numbers from `first` on."""
+    rows = cache.extend(tokens)
+    for buffer, key, value in cache.arrays():
+        for array in (key, value):
+            here = slice(rows[buffer.kind] - tokens, rows[buffer.kind])
+            array[0, :, here] = np.arange(first, first + tokens)[:, None]
+
+
+@given(
+    window=st.integers(1, 12),
+    sizes=st.lists(st.integers(1, 9), min_size=1, max_size=12),
+    back=st.integers(0, 12),
+    other=st.integers(1, 20),
+)
+def test_rows_are_restored(window: int, sizes: list[int], back: int, other: int) -> None:
+    """From any length that can be gone back to, into a cache that held something else, of another size."""
+    cache = KvCache(make_spec(window), context=120, chunk=9)
+    for number, tokens in enumerate(sizes):
+        write(cache, sum(sizes[:number]), tokens)
+    length = max(cache.length - back, 0)
+    if length < cache.least:
+        with pytest.raises(ValueError, match=f"cannot be cut to {length}: expected a length from"):
+            cache.rows(length)
+        return
+    found = [array.copy() for array in cache.rows(length)]
+    layout = cache.layout(length)
+    assert [(a.dtype, a.shape) for a in found] == list(layout.values())
+    assert list(layout) == [f"{n}.{kind}" for n in range(3) for kind in ("key", "value")]
+    again = KvCache(make_spec(window), context=115, chunk=4)
+    for _ in range(other):
+        write(again, 1000, 4)
+    again.restore(length, iter(found))
+    assert again.length == again.least == length or length < window
+    rows = again.extend(1)
+    for buffer, key, value in again.arrays():
+        for array in (key, value):
+            seen = held(array, rows[buffer.kind] - 1)
+            assert seen == list(range(length - len(seen), length))
+            assert len(seen) == (length if buffer.kind == "global" else min(window - 1, length))
+
+
+def test_what_is_restored_in_part_is_not_there() -> None:
+    cache = KvCache(make_spec(4), context=10, chunk=4)
+    write(cache, 0, 4)
+    found = [array.copy() for array in cache.rows(4)]
+
+    def broken() -> Iterator[np.ndarray[Any, Any]]:
+        yield found[0]
+        raise OSError
+
+    with pytest.raises(OSError):
+        cache.restore(4, broken())
+    assert cache.length == 0 and cache.extend(2) == {"global": 2, "sliding": 2}
 
 
 @pytest.mark.parametrize("tokens", [5, 100])

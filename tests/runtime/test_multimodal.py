@@ -52,7 +52,7 @@ CONVERSATIONS = {
 
 @pytest.fixture(scope="module")
 def model(media_artifact: Path) -> Any:
-    with load(media_artifact, threads=1, context=2048, chunk=100) as loaded:
+    with load(media_artifact, threads=1, context=2048, chunk=100, session_memory=0) as loaded:
         yield loaded
 
 
@@ -72,7 +72,7 @@ def ask(model: Model, messages: list[dict[str, Any]], sampler: Any, new_tokens: 
     """Generate with a sampler of the test's."""
     built, statistics = model._prompts.build(messages), Statistics()
     generator = model._open()
-    soft = model._soft_tokens(generator, built, statistics)
+    soft = model._soft_tokens(built, statistics)
     list(
         generator.generate(
             built.ids, sampler, max_new_tokens=new_tokens, statistics=statistics, keys=built.keys, soft=soft
@@ -83,7 +83,10 @@ def ask(model: Model, messages: list[dict[str, Any]], sampler: Any, new_tokens: 
 
 @pytest.mark.parametrize("name", CONVERSATIONS)
 def test_answers_are_those_of_transformers(multimodal_checkpoint: Any, model: Model, name: str) -> None:
-    """The numeric contract: greedy tokens equal, but for near ties of the reference."""
+    """The numeric contract: greedy tokens equal, but for near ties of the reference.
+
+    Logits are as close as a random decoder leaves what soft tokens differ by (tests/export/test_vision.py).
+    """
     import multimodal  # here, since it imports transformers
 
     messages = CONVERSATIONS[name]
@@ -91,7 +94,7 @@ def test_answers_are_those_of_transformers(multimodal_checkpoint: Any, model: Mo
     sampler = Forced(tokens)
     ask(model, messages, sampler, len(tokens))
     expected = logits[-len(tokens) :]
-    assert compare(np.array(sampler.logits), expected).max_relative_error <= 1e-3
+    assert compare(np.array(sampler.logits), expected).max_relative_error <= 2e-3
     for found, row in zip(sampler.logits, expected, strict=True):
         assert agrees(int(found.argmax()), row)[0]
 

@@ -196,3 +196,41 @@ def test_an_option_out_of_range_is_a_prompt_error(name: str, value: Any) -> None
 def test_numpy_scalars_are_numbers() -> None:
     options = SamplingOptions(temperature=np.float32(0.5), top_k=np.int64(3))  # type: ignore[arg-type]
     assert probabilities(np.arange(5, dtype=np.float32), [], options)[0].tolist() == [4, 3]
+
+
+class OnlyAfter:
+    """A constraint that allows two tokens, and remembers what it was told."""
+
+    finished = False
+
+    def __init__(self, *allowed: int) -> None:
+        self._allowed = list(allowed)
+        self.advanced: list[int] = []
+
+    def mask(self, logits: np.ndarray) -> np.ndarray:
+        masked = np.full_like(logits, -np.inf)
+        masked[self._allowed] = logits[self._allowed]
+        return masked
+
+    def advance(self, token: int) -> None:
+        self.advanced.append(token)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, OFF, {"temperature": 0}, {"top_k": 1}, {"top_p": 0.1}, {"min_p": 1.0}, {"repetition_penalty": 9.0}],
+    ids=str,
+)
+def test_a_constraint_comes_before_everything(options: dict[str, Any]) -> None:
+    """What it rules out takes no part in any filter, however likely it is."""
+    logits = np.array([90, -5, 80, -4, 70], np.float32)
+    constraint: Any = OnlyAfter(1, 3)
+    sampler = make_sampler(SamplingOptions(seed=0, **options), constraint)
+    history: list[int] = [0, 3]
+    for _ in range(20):
+        history.append(sampler(logits, history))
+    assert set(history[2:]) <= {1, 3}
+    assert constraint.advanced == history[2:]
+    assert logits.tolist() == [90, -5, 80, -4, 70]
+    if options == OFF:
+        assert set(history[2:]) == {1, 3}
