@@ -63,7 +63,7 @@ types: install
 	$(BIN)/mypy
 
 fast: install espeak jdk browser
-	$(BIN)/pytest -q -m "not trueshape"
+	$(BIN)/pytest -q -n 2 --dist loadfile -m "not trueshape"
 
 # random weights at E2B's and E4B's true shapes: about 17 GB of disk, 3 GiB of memory, half an hour
 trueshape: install

@@ -140,9 +140,9 @@ def reference_ids(tested: Multimodal, messages: list[dict[str, Any]]) -> list[in
 def greedy_reference(
     tested: Multimodal, messages: list[dict[str, Any]], new_tokens: int
 ) -> tuple[list[int], np.ndarray]:
-    """transformers' greedy answer and its logits in float64, for the prompt and the answer but its last token.
+    """transformers' greedy answer and its logits for the prompt and the answer but its last token.
 
-    In float32 they are themselves off by up to 2e-3 here: random towers make much of small differences.
+    In float64: in float32 they are off by up to 2e-3, since random towers make much of small differences.
 
     Features of each clip are extracted alone, since batching changes them; the towers then also run clip by
     clip, and Gemma3nModel.forward fills their soft tokens up as it does for any batch.

@@ -57,7 +57,7 @@ class Guard:
                 code="unknown_host",
             )
         origin = headers.get("origin")
-        if False and urlsplit(origin).netloc.lower() != host.lower():
+        if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
             raise Problem(403, "this server does not answer pages of other sites", code="foreign_origin")
 
     def _check_key(self, headers: Headers) -> str:

@@ -147,7 +147,7 @@ class BodyLimit:
 
 
 def _give_memory_back() -> None:
-    """A moment after a large request: errors about it refer to it in circles, and the allocator keeps pages."""
+    """After a large request: an error may hold it in a circle, and the allocator keeps what was freed."""
     gc.collect()
     release_free_memory()
 

@@ -44,11 +44,18 @@ NOT_EMULATED = {
     "test_bandwidth.py": "likewise",
     "test_fresh_process.py": "looks for processes that the emulator's hide",
     "test_speculation.py": "hundreds of random conversations, which take an hour",
+    "test_scheduler.py": "threads and clocks, no arithmetic",
+    "test_aio.py": "likewise",
+    "test_serve_cli.py": "a server and its libraries",
+    "test_eval_cli.py": "scores, with libraries that need not be on a board",
+    "test_evaluation.py": "likewise",
+    "test_scoring.py": "likewise",
 }
 # file → why it waits for --long
 LONG = {
     "test_cli.py": "terminals, signals and starts of Python, in 2.5 minutes",
     "test_media_cli.py": "the commands around what test_audio.py and test_multimodal.py run, in 3.5 minutes",
+    "test_structured.py": "hundreds of answers of ten schemas",
     "test_segments.py": "numpy alone, on thousands of random recordings, in 2 minutes",
 }
 

@@ -77,10 +77,11 @@ def cpuinfo(core: Core, processors: int) -> str:
 
 
 def requirements() -> list[str]:
-    """What the runtime needs with sounds and images, and its tests."""
+    """What the runtime needs with sounds, images and structured answers, and its tests."""
     project = tomllib.loads(PYPROJECT.read_text("utf-8"))["project"]
     extras = project["optional-dependencies"]
-    return [*project["dependencies"], *extras["audio"], *extras["vision"], *TEST_PACKAGES]
+    chosen = [package for name in ("audio", "vision", "structured") for package in extras[name]]
+    return [*project["dependencies"], *chosen, *TEST_PACKAGES]
 
 
 def fingerprint(folder: Path) -> str:

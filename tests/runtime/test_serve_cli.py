@@ -20,6 +20,7 @@ from edge_gemma.cli import run
 
 pytest.importorskip("uvicorn", reason="uvicorn, which a server needs, is not installed")
 
+http = httpx.Client(timeout=60, limits=httpx.Limits(max_keepalive_connections=0))
 BODY = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 3}
 
 
@@ -47,7 +48,7 @@ def served(artifact: Path, *options: str, **environment: str) -> Iterator[tuple[
 @pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGINT])
 def test_it_serves_until_it_is_told_to_end(tiny_artifact: Path, end: signal.Signals) -> None:
     with served(tiny_artifact, "--model-name", "tiny") as (url, process):
-        answer = httpx.post(f"{url}/v1/chat/completions", json=BODY | {"model": "tiny"}, timeout=60)
+        answer = http.post(f"{url}/v1/chat/completions", json=BODY | {"model": "tiny"}, timeout=60)
         assert answer.json()["usage"]["completion_tokens"] == 3
         process.send_signal(end)
         assert process.wait(30) == 0
@@ -60,16 +61,16 @@ def test_keys_come_from_a_file_or_the_environment(tiny_artifact: Path, tmp_path:
     file.write_text("first\n\nsecond\n")
     with served(tiny_artifact, "--api-key-file", str(file), EDGE_GEMMA_API_KEY="third") as (url, _):
         for key, status in (("first", 200), ("second", 200), ("third", 200), ("fourth", 401)):
-            found = httpx.get(f"{url}/v1/models", headers={"authorization": f"Bearer {key}"})
+            found = http.get(f"{url}/v1/models", headers={"authorization": f"Bearer {key}"})
             assert found.status_code == status
         assert found.headers["content-type"] == "application/json"
 
 
 def test_the_name_is_the_folders(tiny_artifact: Path) -> None:
     with served(tiny_artifact, "--rate-limit", "1") as (url, _):
-        models = httpx.get(f"{url}/v1/models")
+        models = http.get(f"{url}/v1/models")
         assert [card["id"] for card in models.json()["data"]] == [tiny_artifact.name]
-        assert httpx.get(f"{url}/v1/models").status_code == 429
+        assert http.get(f"{url}/v1/models").status_code == 429
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ import pytest
 
 openai = pytest.importorskip("openai", reason="openai, which this test needs, is not installed")
 
+http = httpx.Client(timeout=60, limits=httpx.Limits(max_keepalive_connections=0))
 SAMPLES = Path(__file__).parents[2] / "demo" / "samples"
 SAID = json.loads((SAMPLES / "samples.json").read_text("utf-8"))
 COMMAND = "Turn on the light in the kitchen"
@@ -354,7 +355,7 @@ def test_what_cannot_be_done_is_refused(ask: Callable[..., Any], fields: Any, me
 )
 def test_messages_that_cannot_be_used(server: Any, messages: Any, message: str) -> None:
     body = json.dumps({"model": "demo", "messages": messages, "max_tokens": 5})
-    found = httpx.post(
+    found = http.post(
         f"{server.url}/v1/chat/completions", content=body, headers={"content-type": "application/json"}
     )
     assert found.status_code == 400, found.text
@@ -376,10 +377,10 @@ def test_messages_that_cannot_be_used(server: Any, messages: Any, message: str) 
 )
 def test_bodies_that_cannot_be_used(server: Any, body: bytes, status: int, message: str) -> None:
     url, headers = f"{server.url}/v1/chat/completions", {"content-type": "application/json"}
-    found = httpx.post(url, content=body, headers=headers)
+    found = http.post(url, content=body, headers=headers)
     assert found.status_code == status, found.text
     assert message in found.json()["error"]["message"]
-    assert httpx.post(url, content=body).status_code == 415
+    assert http.post(url, content=body).status_code == 415
 
 
 def test_images_count_together(make_server: Callable[..., Any]) -> None:
@@ -444,7 +445,7 @@ def test_what_no_one_expected_tells_nothing(make_server: Callable[..., Any], mon
     monkeypatch.setattr(server.model, "stream", breaks)
     body = {"model": "demo", "messages": [{"role": "user", "content": "hi"}]}
     for stream in (False, True):
-        found = httpx.post(f"{server.url}/v1/chat/completions", json=body | {"stream": stream})
+        found = http.post(f"{server.url}/v1/chat/completions", json=body | {"stream": stream})
         assert found.status_code == 500
         assert found.json()["error"]["message"] == "the server failed: its log tells more"
         assert found.headers["x-request-id"].startswith("req_")

@@ -13,6 +13,7 @@ import pytest
 
 from edge_gemma.runtime.serving import limits
 
+http = httpx.Client(timeout=60, limits=httpx.Limits(max_keepalive_connections=0))
 BODY = {"model": "demo", "messages": [{"role": "user", "content": "What is 3 plus 4?"}], "max_tokens": 2}
 CHAT = "/v1/chat/completions"
 
@@ -66,22 +67,22 @@ def guarded(make_server: Callable[..., Any]) -> Any:
 )
 def test_keys_are_needed(guarded: Any, headers: dict[str, str]) -> None:
     for path in ("/v1/models", "/metrics", "/openapi.json", "/nothing"):
-        response = httpx.get(guarded.url + path, headers=headers)
+        response = http.get(guarded.url + path, headers=headers)
         assert error(response, 401)["code"] == "invalid_api_key"
         assert response.headers["www-authenticate"] == "Bearer"
-    assert error(httpx.post(guarded.url + CHAT, json=BODY, headers=headers), 401)
+    assert error(http.post(guarded.url + CHAT, json=BODY, headers=headers), 401)
 
 
 def test_with_a_key_the_server_is_open(guarded: Any) -> None:
     for key in ("right", "other"):
         headers = {"authorization": f"bearer {key}"}
-        assert httpx.get(f"{guarded.url}/v1/models", headers=headers).status_code == 200
-    assert httpx.post(guarded.url + CHAT, json=BODY, headers=headers).status_code == 200
+        assert http.get(f"{guarded.url}/v1/models", headers=headers).status_code == 200
+    assert http.post(guarded.url + CHAT, json=BODY, headers=headers).status_code == 200
 
 
 def test_what_is_open_without_a_key(guarded: Any) -> None:
-    assert httpx.get(f"{guarded.url}/health").status_code == 200
-    assert httpx.get(guarded.url).status_code == 200
+    assert http.get(f"{guarded.url}/health").status_code == 200
+    assert http.get(guarded.url).status_code == 200
 
 
 def test_each_key_has_its_own_rate(guarded: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,7 +90,7 @@ def test_each_key_has_its_own_rate(guarded: Any, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(limits, "monotonic", lambda: now)
 
     def ask(key: str) -> httpx.Response:
-        return httpx.get(f"{guarded.url}/v1/models", headers={"authorization": f"Bearer {key}"})
+        return http.get(f"{guarded.url}/v1/models", headers={"authorization": f"Bearer {key}"})
 
     for left in (3, 2, 1, 0):
         response = ask("right")
@@ -103,7 +104,7 @@ def test_each_key_has_its_own_rate(guarded: Any, monkeypatch: pytest.MonkeyPatch
     assert refused.headers["retry-after"] == "20"
     assert refused.headers["x-ratelimit-remaining-requests"] == "0"
     assert ask("other").status_code == 200
-    assert httpx.get(f"{guarded.url}/health").status_code == 200
+    assert http.get(f"{guarded.url}/health").status_code == 200
     now += 21  # the first request leaves the window, and no other one
     assert [ask("right").status_code for _ in range(2)] == [200, 429]
 
@@ -121,34 +122,34 @@ def test_clients_that_went_away_are_forgotten(monkeypatch: pytest.MonkeyPatch) -
 def test_a_server_of_one_machine_has_no_other_names(server: Any) -> None:
     """By DNS rebinding, a page of a stranger asks under the stranger's name."""
     for host in ("evil.example", f"evil.example:{server.port}", "127.0.0.1.evil.example", ""):
-        response = httpx.get(f"{server.url}/v1/models", headers={"host": host})
+        response = http.get(f"{server.url}/v1/models", headers={"host": host})
         assert error(response, 403)["code"] == "unknown_host", host
     for host in ("localhost", "LOCALHOST:80", "127.0.0.1", "[::1]:8080", "192.168.1.5", socket.gethostname()):
-        assert httpx.get(f"{server.url}/health", headers={"host": host}).status_code == 200, host
+        assert http.get(f"{server.url}/health", headers={"host": host}).status_code == 200, host
 
 
 def test_with_keys_any_name_will_do(guarded: Any) -> None:
-    assert httpx.get(f"{guarded.url}/health", headers={"host": "board.home"}).status_code == 200
+    assert http.get(f"{guarded.url}/health", headers={"host": "board.home"}).status_code == 200
 
 
 def test_pages_of_other_sites_get_nothing(server: Any) -> None:
     for origin in ("https://evil.example", "null", f"http://127.0.0.1:{server.port + 1}"):
-        response = httpx.post(server.url + CHAT, json=BODY, headers={"origin": origin})
+        response = http.post(server.url + CHAT, json=BODY, headers={"origin": origin})
         assert error(response, 403)["code"] == "foreign_origin", origin
-    own = httpx.post(server.url + CHAT, json=BODY, headers={"origin": server.url})
+    own = http.post(server.url + CHAT, json=BODY, headers={"origin": server.url})
     assert own.status_code == 200
     assert not [name for name in own.headers if name.startswith("access-control")]
-    preflight = httpx.options(server.url + CHAT, headers={"access-control-request-method": "POST"})
+    preflight = http.options(server.url + CHAT, headers={"access-control-request-method": "POST"})
     assert error(preflight, 405)
 
 
 def test_large_bodies(make_server: Callable[..., Any]) -> None:
     server = make_server(max_body_bytes=2000)
     large = {"content": b'{"model": "demo"' + b" " * 2000, "headers": {"content-type": "application/json"}}
-    response = httpx.post(server.url + CHAT, **large)
+    response = http.post(server.url + CHAT, **large)
     assert error(response, 413)["message"] == "the body is larger than 2,000 bytes: send less"
     assert response.headers["connection"] == "close"
-    small = httpx.post(server.url + CHAT, json=BODY)
+    small = http.post(server.url + CHAT, json=BODY)
     assert small.status_code == 200 and "connection" not in small.headers
 
 
@@ -161,7 +162,7 @@ def test_bodies_without_a_length(make_server: Callable[..., Any]) -> None:
             yield text[start : start + 50]
 
     headers = {"content-type": "application/json"}
-    small = httpx.post(server.url + CHAT, content=pieces(json.dumps(BODY).encode()), headers=headers)
+    small = http.post(server.url + CHAT, content=pieces(json.dumps(BODY).encode()), headers=headers)
     assert small.status_code == 200
     head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     chunk = b"40\r\n" + b"x" * 64 + b"\r\n"
@@ -181,11 +182,11 @@ def test_all_bodies_together(make_server: Callable[..., Any]) -> None:
     with socket.create_connection(("127.0.0.1", server.port)) as holding:
         holding.sendall(f"{head}Content-Length: 1000\r\n\r\n".encode() + b"x" * 950)
         deadline = time.monotonic() + 20
-        while (found := httpx.post(server.url + CHAT, json=BODY)).status_code == 200:
+        while (found := http.post(server.url + CHAT, json=BODY)).status_code == 200:
             assert time.monotonic() < deadline
         assert error(found, 503)["code"] == "overloaded"
         assert found.headers["retry-after"] == "5"
-    while httpx.post(server.url + CHAT, json=BODY).status_code != 200:
+    while http.post(server.url + CHAT, json=BODY).status_code != 200:
         assert time.monotonic() < deadline
 
 
@@ -220,4 +221,4 @@ def test_a_client_that_reads_nothing_is_dropped(make_server: Callable[..., Any])
                     deaf.sendall(request)
                 except BlockingIOError:
                     time.sleep(0.01)
-    assert httpx.get(f"{server.url}/health").status_code == 200
+    assert http.get(f"{server.url}/health").status_code == 200

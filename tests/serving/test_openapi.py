@@ -18,6 +18,7 @@ schemathesis = pytest.importorskip("schemathesis", reason="schemathesis, which t
 from schemathesis import GenerationMode, checks  # noqa: E402
 from schemathesis.specs.openapi import checks as openapi_checks  # noqa: E402
 
+http = httpx.Client(timeout=60, limits=httpx.Limits(max_keepalive_connections=0))
 CHECKS = [
     checks.not_a_server_error,
     openapi_checks.status_code_conformance,
@@ -65,7 +66,7 @@ def test_nothing_that_is_sent_breaks_it(described: Any, path: str, method: str, 
 
 
 def test_it_describes_every_route(server: Any) -> None:
-    found = httpx.get(f"{server.url}/openapi.json").json()
+    found = http.get(f"{server.url}/openapi.json").json()
     routes = {route.path for route in server.app.routes} - {"/", "/openapi.json"}
     assert set(found["paths"]) == routes
     assert set(found["components"]["schemas"]["Chat"]["properties"]) == set(FIELDS)

@@ -16,6 +16,7 @@ import pytest
 import edge_gemma
 from edge_gemma.runtime.monitoring import Thresholds
 
+http = httpx.Client(timeout=60, limits=httpx.Limits(max_keepalive_connections=0))
 CHAT = "/v1/chat/completions"
 LONG_ANSWER = {"response_format": {"type": "regex", "regex": "[a-z ]{600}"}, "max_tokens": 700}
 WAIT = 20.0
@@ -62,12 +63,12 @@ def held(make_server: Callable[..., Any]) -> Iterator[Callable[..., Held]]:
 
 
 def test_models(server: Any) -> None:
-    listed = httpx.get(f"{server.url}/v1/models").json()
+    listed = http.get(f"{server.url}/v1/models").json()
     assert listed["object"] == "list"
     (card,) = listed["data"]
     assert card["id"] == "demo"
-    assert httpx.get(f"{server.url}/v1/models/demo").json() == card
-    missing = httpx.get(f"{server.url}/v1/models/gpt-5")
+    assert http.get(f"{server.url}/v1/models/demo").json() == card
+    missing = http.get(f"{server.url}/v1/models/gpt-5")
     assert missing.status_code == 404
     assert missing.json()["error"]["code"] == "model_not_found"
 
@@ -75,38 +76,38 @@ def test_models(server: Any) -> None:
 def test_levels_are_models_too(start_server: Callable[..., Any], made: Callable[[str], Any]) -> None:
     with edge_gemma.load(made("elastic-fp32"), context=64, threads=1) as model:
         server = start_server(model)
-        names = [card["id"] for card in httpx.get(f"{server.url}/v1/models").json()["data"]]
+        names = [card["id"] for card in http.get(f"{server.url}/v1/models").json()["data"]]
         assert names == ["demo", "demo:small", "demo:large"]
         for name, level in (("demo:small", "small"), ("demo", "large"), ("demo:large", "large")):
-            answer = httpx.post(server.url + CHAT, json=body("hi", max_tokens=2) | {"model": name})
+            answer = http.post(server.url + CHAT, json=body("hi", max_tokens=2) | {"model": name})
             assert answer.json()["model"] == name
             assert model.level == level
-        httpx.post(server.url + CHAT, json=body("hi", max_tokens=2, level="small"))
+        http.post(server.url + CHAT, json=body("hi", max_tokens=2, level="small"))
         assert model.level == "small"
 
 
 def test_health(held: Callable[..., Held]) -> None:
     one = held(max_waiting=1)
     url = f"{one.server.url}/health"
-    assert httpx.get(url).json() == {"status": "ready", "alive": True, "ready": True, "reasons": []}
+    assert http.get(url).json() == {"status": "ready", "alive": True, "ready": True, "reasons": []}
     waiting = one.server.service.scheduler.submit(lambda model, cancel: [])
-    found = httpx.get(url)
+    found = http.get(url)
     assert found.status_code == 200
     assert found.json()["status"] == "degraded"
     assert found.json()["reasons"] == ["1 prompts wait, and no more may"]
     waiting.cancel()
     one.server.service.monitor.thresholds = Thresholds(memory_bytes=1)
     one.free.set()
-    httpx.post(one.server.url + CHAT, json=body())
-    assert "the process took" in httpx.get(url).json()["reasons"][0]
+    http.post(one.server.url + CHAT, json=body())
+    assert "the process took" in http.get(url).json()["reasons"][0]
 
 
 def test_metrics(make_server: Callable[..., Any]) -> None:
     server = make_server()
     for fields in ({}, {"temperature": 9}):
-        httpx.post(server.url + CHAT, json=body() | fields)
-    httpx.post(f"{server.url}/v1/never", json=body())
-    text = httpx.get(f"{server.url}/metrics").text
+        http.post(server.url + CHAT, json=body() | fields)
+    http.post(f"{server.url}/v1/never", json=body())
+    text = http.get(f"{server.url}/metrics").text
     assert 'edge_gemma_requests_total{outcome="ok",route="/v1/chat/completions"} 1.0' in text
     assert 'edge_gemma_requests_total{outcome="refused",route="/v1/chat/completions"} 1.0' in text
     assert "never" not in text
@@ -117,10 +118,10 @@ def test_metrics(make_server: Callable[..., Any]) -> None:
 def test_a_full_queue(held: Callable[..., Held]) -> None:
     one = held(max_waiting=1)
     with ThreadPoolExecutor() as pool:
-        first = pool.submit(httpx.post, one.server.url + CHAT, json=body(), timeout=WAIT)
+        first = pool.submit(http.post, one.server.url + CHAT, json=body(), timeout=WAIT)
         until(lambda: one.server.service.scheduler.waiting == 1)
         for stream in (False, True):
-            second = httpx.post(one.server.url + CHAT, json=body(stream=stream))
+            second = http.post(one.server.url + CHAT, json=body(stream=stream))
             assert second.status_code == 503
             assert second.json()["error"]["code"] == "queue_full"
             assert int(second.headers["retry-after"]) >= 1
@@ -131,7 +132,7 @@ def test_a_full_queue(held: Callable[..., Held]) -> None:
 def test_time_that_is_up_before_the_turn(held: Callable[..., Held]) -> None:
     one = held(timeout=0.1)
     for stream in (False, True):
-        found = httpx.post(one.server.url + CHAT, json=body(stream=stream), timeout=WAIT)
+        found = http.post(one.server.url + CHAT, json=body(stream=stream), timeout=WAIT)
         assert found.status_code == 504
         assert found.json()["error"]["code"] == "timeout"
 
@@ -143,7 +144,7 @@ def test_time_that_is_up_while_it_answers(
     """What was said is kept."""
     server = make_server(timeout=0.5)
     slowly(server, monkeypatch)
-    found = httpx.post(server.url + CHAT, json=body(stream=stream, **LONG_ANSWER), timeout=WAIT)
+    found = http.post(server.url + CHAT, json=body(stream=stream, **LONG_ANSWER), timeout=WAIT)
     assert found.status_code == 200
     if stream:
         *chunks, end = [json.loads(line[6:]) for line in found.text.split("\n\n")[:-2]]
@@ -163,11 +164,11 @@ def test_a_client_that_leaves_ends_its_answer(
     server = make_server()
     cancelled = slowly(server, monkeypatch)
     if stream:
-        with httpx.stream("POST", server.url + CHAT, json=body(stream=True, **LONG_ANSWER)) as response:
+        with http.stream("POST", server.url + CHAT, json=body(stream=True, **LONG_ANSWER)) as response:
             next(response.iter_lines())
     else:
         with pytest.raises(httpx.ReadTimeout):
-            httpx.post(server.url + CHAT, json=body(**LONG_ANSWER), timeout=0.5)
+            http.post(server.url + CHAT, json=body(**LONG_ANSWER), timeout=0.5)
     until(lambda: not server.service.scheduler.busy)
     assert cancelled.is_set() or stream  # of a stream nobody looks at the last piece
     assert server.service.monitor.summary().outcomes == {"cancelled": 1}
@@ -176,14 +177,14 @@ def test_a_client_that_leaves_ends_its_answer(
 def test_a_client_that_leaves_the_queue_is_not_answered(held: Callable[..., Held]) -> None:
     one = held()
     with pytest.raises(httpx.ReadTimeout):
-        httpx.post(one.server.url + CHAT, json=body(), timeout=0.2)
+        http.post(one.server.url + CHAT, json=body(), timeout=0.2)
     until(lambda: one.server.service.scheduler.waiting == 0)
 
 
 def test_many_clients_at_once(make_server: Callable[..., Any]) -> None:
     server = make_server(max_waiting=4, requests_per_minute=0)
     with ThreadPoolExecutor(24) as pool:
-        sent = [pool.submit(httpx.post, server.url + CHAT, json=body(), timeout=60) for _ in range(24)]
+        sent = [pool.submit(http.post, server.url + CHAT, json=body(), timeout=60) for _ in range(24)]
         codes = [one.result().status_code for one in sent]
     assert set(codes) <= {200, 503} and codes.count(200) >= 5
 
@@ -195,7 +196,7 @@ def test_clients_take_turns(held: Callable[..., Held]) -> None:
 
     def ask(key: str) -> None:
         headers = {"authorization": f"Bearer {key}"}
-        assert httpx.post(one.server.url + CHAT, json=body(), headers=headers, timeout=60).status_code == 200
+        assert http.post(one.server.url + CHAT, json=body(), headers=headers, timeout=60).status_code == 200
         done.append(key)
 
     scheduler = one.server.service.scheduler
@@ -214,14 +215,14 @@ def test_the_end_is_graceful(held: Callable[..., Held]) -> None:
     """What is answered is answered to its end; what waits and what comes is refused."""
     one = held()
     with ThreadPoolExecutor() as pool:
-        waiting = pool.submit(httpx.post, one.server.url + CHAT, json=body(), timeout=WAIT)
+        waiting = pool.submit(http.post, one.server.url + CHAT, json=body(), timeout=WAIT)
         until(lambda: one.server.service.scheduler.waiting == 1)
         stopping = pool.submit(one.server.stop)
         assert waiting.result().status_code == 503
         assert waiting.result().json()["error"]["code"] == "shutting_down"
         assert not stopping.done()
         with pytest.raises(httpx.ConnectError):
-            httpx.get(one.server.url)
+            http.get(one.server.url)
         one.free.set()
         stopping.result(WAIT)
     assert list(one.job) == ["done"]
@@ -233,8 +234,8 @@ def test_the_log_has_counts_and_no_content(
     caplog.set_level(logging.INFO, "edge_gemma.runtime.serving")
     server = make_server(api_keys=("open sesame".replace(" ", "-"),))
     headers = {"authorization": "Bearer open-sesame"}
-    response = httpx.post(server.url + CHAT, json=body("Turn on the light in the kitchen"), headers=headers)
-    httpx.get(f"{server.url}/v1/%0Ainjected?secret=1", headers=headers)
+    response = http.post(server.url + CHAT, json=body("Turn on the light in the kitchen"), headers=headers)
+    http.get(f"{server.url}/v1/%0Ainjected?secret=1", headers=headers)
     first, second = caplog.messages
     usage = response.json()["usage"]
     assert f"POST {CHAT} 200 stop prompt={usage['prompt_tokens']}" in first
@@ -250,7 +251,7 @@ def test_the_log_has_content_where_it_was_asked_for(
 ) -> None:
     caplog.set_level(logging.INFO, "edge_gemma.runtime.serving")
     server = make_server(log_content=True)
-    httpx.post(server.url + CHAT, json=body("Turn on the light in the kitchen"))
+    http.post(server.url + CHAT, json=body("Turn on the light in the kitchen"))
     assert "Turn on the light in the kitchen" in caplog.messages[-1]
     assert "set_light" in caplog.messages[-1]
 
