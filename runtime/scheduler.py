@@ -283,6 +283,7 @@ class Scheduler:
                 job._end(error)
                 assert job.started is not None and job.ended is not None
                 self._seconds += SMOOTHING * (job.ended - job.started - self._seconds)
+            del job, error  # the images and clips of a prompt do not lie here until the next one comes
 
     def _next(self) -> Job[Any] | None:
         """The job whose turn it is, when there is one; None at the end."""

@@ -133,8 +133,8 @@ class Grammars:
             )
         if not self._tokens.stop:
             raise ArtifactError(
-                "the artifact has no stop token, with which an answer in a given form ends: export a checkpoint "
-                "whose configuration has an eos_token_id"
+                "the artifact has no stop token, with which an answer in a given form ends: export a "
+                "checkpoint whose configuration has an eos_token_id"
             )
         # Slices, tables of tokens that strings may hold, would make the mask of a string ten times as fast;
         # they double the memory, and the mask takes a few milliseconds without.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import aclosing
 from threading import Event
@@ -420,3 +421,15 @@ def test_closing_the_iterator_of_asyncio_cancels(scheduler: Scheduler) -> None:
         return work.told.wait(SOON)
 
     assert asyncio.run(leave())
+
+
+def test_nothing_of_a_job_lies_here_until_the_next_one(scheduler: Scheduler) -> None:
+    class Clip:
+        pass
+
+    clip = Clip()
+    alive = weakref.ref(clip)
+    job = scheduler.submit(says(clip))
+    assert list(job) == [clip]
+    del job, clip
+    until(lambda: alive() is None)

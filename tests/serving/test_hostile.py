@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import re
+import select
 import socket
 import struct
 import subprocess
@@ -167,7 +168,7 @@ def test_a_prompt_of_10_megabytes(target: Target) -> None:
 @pytest.mark.parametrize("text", ["a", "😀", "\0", "<start_of_turn>"])
 def test_the_longest_prompt(target: Target, text: str) -> None:
     began = time.monotonic()
-    assert "the context" in refused(target.chat("x" + text * (399_000 // len(text))))
+    assert "the context" in refused(target.chat("x" + text * (200_000 // len(text))))
     assert time.monotonic() - began < 30
 
 
@@ -266,15 +267,11 @@ def test_a_slow_body(target: Target) -> None:
     head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     with socket.create_connection(("127.0.0.1", target.port), timeout=10) as connection:
         connection.sendall(head + b"Content-Length: 1000\r\n\r\n")
-        connection.settimeout(0.1)
-        answer = b""
         for _ in range(100):
             connection.sendall(b" ")
-            try:
-                answer = connection.recv(1 << 16)
+            if select.select([connection], [], [], 0.1)[0]:
                 break
-            except TimeoutError:
-                continue
+        answer = read_all(connection)
     assert answer.startswith(b"HTTP/1.1 408") and b"the body did not come within 2 s" in answer
 
 

@@ -181,6 +181,16 @@ def test_a_client_that_leaves_the_queue_is_not_answered(held: Callable[..., Held
     until(lambda: one.server.service.scheduler.waiting == 0)
 
 
+def test_an_answer_may_take_longer_than_the_head_of_a_request(held: Callable[..., Held]) -> None:
+    one = held(header_timeout=0.2)
+    with ThreadPoolExecutor() as pool:
+        answer = pool.submit(http.post, one.server.url + CHAT, json=body())
+        until(lambda: one.server.service.scheduler.waiting == 1)
+        time.sleep(0.4)
+        one.free.set()
+        assert answer.result().status_code == 200
+
+
 def test_many_clients_at_once(make_server: Callable[..., Any]) -> None:
     server = make_server(max_waiting=4, requests_per_minute=0)
     with ThreadPoolExecutor(24) as pool:
