@@ -7,7 +7,7 @@ from pathlib import Path
 
 import jinja2
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -65,6 +65,7 @@ def test_media_ranges_follow_the_text_vocabulary(raw: Tokenizer) -> None:
 
 @given(text=TEXTS)
 def test_any_text_comes_back(raw: Tokenizer, text: str) -> None:
+    assume(not any(token.content in text for token in raw.get_added_tokens_decoder().values()))
     ids = raw.encode(text, add_special_tokens=False).ids
     assert raw.decode(ids, skip_special_tokens=False) == text
     assert all(8 <= index < TEXT_VOCAB for index in ids)

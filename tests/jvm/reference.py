@@ -47,7 +47,7 @@ class Reference:
             ids.append(int(logits.argmax()))
             return ids[-1]
 
-        with mock.patch.object(engine, "make_sampler", lambda options: sample):
+        with mock.patch.object(engine, "make_sampler", lambda *_: sample):
             found = self.model.generate(list(messages), **options)
         statistics = found.statistics
         return Greedy(

@@ -21,6 +21,7 @@ import edge_gemma
 from edge_gemma import Model
 from edge_gemma.cli import run
 from edge_gemma.errors import BudgetError, DependencyError, PromptError
+from edge_gemma.planning import ESTIMATE_ERROR
 from edge_gemma.runtime.sampling import SamplingOptions, make_sampler
 from edge_gemma.runtime.structured import Constraint, Grammars, read_format
 
@@ -265,12 +266,13 @@ def test_a_grammar_that_turns_out_too_complex(model: Model) -> None:
 def test_the_budget_holds(model: Model) -> None:
     grammars = Grammars(model.tokenizer, model.manifest.vocab_size, model.manifest.tokens)
     plan = model.plan
+    answering = int(plan.answering * (1 + ESTIMATE_ERROR))
     try:
-        model._levels.plan = replace(plan, budget=plan.answering + grammars.memory - 1)
+        model._levels.plan = replace(plan, budget=answering + grammars.memory - 1)
         model._grammars = grammars
         with pytest.raises(BudgetError, match="needs 304 KiB and the budget leaves .*: load with a smaller"):
             model.stream(PROMPT, response_format=of_choices("a"))
-        model._levels.plan = replace(plan, budget=plan.answering + grammars.memory)
+        model._levels.plan = replace(plan, budget=answering + grammars.memory)
         assert model.generate(PROMPT, response_format=of_choices("a")).text == "a"
     finally:
         model._levels.plan = plan
