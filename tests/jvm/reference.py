@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 import edge_gemma
 from edge_gemma.export import parity
 from edge_gemma.runtime import engine
+from edge_gemma.runtime.said import Answers
 
 counts = {"answers": 0, "near_ties": 0}  # compared so far, and where the two differ: a run reports them
 
@@ -32,11 +33,15 @@ class Greedy:
 
 
 class Reference:
-    """An artifact in the Python runtime, loaded as Jvm's `open` loads it."""
+    """An artifact in the Python runtime, loaded as Jvm's `open` loads it.
+
+    Java's engine knows one conversation, and reads answers back as text: so does this model.
+    """
 
     def __init__(self, artifact: Path, **options: Any) -> None:
         self.artifact = artifact
-        self.model = edge_gemma.load(artifact, threads=1, cache=False, **options)
+        self.model = edge_gemma.load(artifact, threads=1, cache=False, session_memory=0, **options)
+        self.model._prompts.answers = Answers(self.model.tokenizer, count=0)
 
     def answer(self, messages: Sequence[dict[str, Any]], **options: Any) -> Greedy:
         ids: list[int] = []

@@ -202,8 +202,8 @@ def test_a_float32_model_with_media(jvm: Jvm, media_artifact: Path) -> None:
 def test_levels(jvm: Jvm, made: Callable[[str], Path]) -> None:
     """The widest answers unless another is asked for, for that answer only; the conversation stays."""
     folder = made("elastic-fp32")
-    loaded = Reference(folder, context=256)
-    jvm.ask("open", artifact=str(folder), context=256)
+    loaded = Reference(folder, context=512)
+    jvm.ask("open", artifact=str(folder), context=512)
     messages = [user("red fox, blue fox")]
     texts = []
     with loaded.model:

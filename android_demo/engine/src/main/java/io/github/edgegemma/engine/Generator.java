@@ -14,6 +14,7 @@ final class Generator {
     private final int chunk;
     private long[] held = new long[0]; // one key for each row: an id, or a soft token's
     private int count;
+    private int asked; // of these, the last prompt: what follows was said
 
     Generator(Decoder decoder, EmbeddingStore store, KvBuffers cache, EmbeddingSpec spec, int chunk) {
         this.decoder = decoder;
@@ -25,19 +26,20 @@ final class Generator {
     }
 
     /**
-     * How many places of a prompt with these keys are there already. None where the buffers have more rows
-     * than keys: an error came before they were written.
+     * How many places of a prompt with these keys are there already: all that is held, or all but the end of
+     * what was said last, which may be read back in other ids. None where the buffers have more rows than
+     * keys: an error came before they were written.
      */
     int reusable(long[] keys) {
-        if (count != cache.length() || count >= keys.length) {
+        if (count != cache.length()) {
             return 0;
         }
-        for (int i = 0; i < count; i++) {
-            if (held[i] != keys[i]) {
-                return 0;
-            }
+        int most = Math.min(count, keys.length - 1);
+        int alike = 0;
+        while (alike < most && held[alike] == keys[alike]) {
+            alike++;
         }
-        return count;
+        return alike == count || alike >= Math.max(asked, cache.least()) ? alike : 0;
     }
 
     /**
@@ -51,8 +53,11 @@ final class Generator {
         int first = reusable(keys);
         if (first == 0) {
             cache.reset();
-            count = 0;
+        } else {
+            cache.truncate(first);
         }
+        count = first;
+        asked = keys.length;
         FloatBuffer logits = null;
         for (int start = first; start < ids.length; start += chunk) {
             if (cancel != null && cancel.isCancelled()) {

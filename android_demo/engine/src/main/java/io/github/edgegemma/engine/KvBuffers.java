@@ -81,6 +81,19 @@ final class KvBuffers {
         oldest = 0;
     }
 
+    /** The shortest length that {@link #truncate} takes now: further back the window is gone. */
+    int least() {
+        return oldest == 0 ? 0 : oldest + kept;
+    }
+
+    /** Takes back all tokens but the first ones, at least {@link #least} of them. */
+    void truncate(int first) {
+        if (first < least() || first > length) {
+            throw new IllegalArgumentException(length + " tokens cannot be cut to " + first);
+        }
+        length = first;
+    }
+
     /** Makes room for new tokens, at most a chunk and what the context has left. */
     void extend(int tokens) {
         if (tokens > sliding - kept || length + tokens > context) {
