@@ -219,6 +219,7 @@ class Model:
                 batch = Batch(generator.decoder, self._store, size=size, context=context)
                 answers = answer_together(generator, batch, requests, self._soft_tokens, cancel)
             finally:
+                generator.decoder.bind(generator.cache.memory)  # lets go of the batch's
                 self._share()
         for request in requests:
             self._prompts.answers.note(request.reply.text, request.reply.ids)

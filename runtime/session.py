@@ -143,7 +143,7 @@ class Decoder:
         session = self._open()
         rows = [cache.extend(count) for cache in caches]
         binding = self._binding
-        self._bind(memory)
+        self.bind(memory)
         binding.bind_cpu_input("inputs_embeds", embeds)
         binding.bind_cpu_input("per_layer_inputs", per_layer)
         binding.bind_cpu_input("position_ids", starts[:, None] + np.arange(count))
@@ -157,9 +157,9 @@ class Decoder:
         session.run_with_iobinding(binding)
         return logits
 
-    def _bind(self, memory: KvMemory) -> None:
-        """Bind every KV buffer as input and as output of the same memory."""
-        if self._bound is memory:
+    def bind(self, memory: KvMemory) -> None:
+        """Bind every KV buffer as input and as output of the same memory, and hold no other any more."""
+        if self._session is None or self._bound is memory:
             return
         for buffer, key, value in memory.bindings:
             self._binding.bind_ortvalue_input(buffer.past_key, key)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import re
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from threading import Event
@@ -116,6 +118,20 @@ def test_cancelling_keeps_what_was_said(model: Model) -> None:
     answers = model.generate_batch(PROMPTS, size=3, temperature=0, cancel=After())
     assert {answer.finish_reason for answer in answers} == {"cancelled"}
     assert [bool(answer.text) for answer in answers] == [True] * 3 + [False] * 3
+
+
+def test_its_memory_goes_back(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = []
+    made = Batch.__init__
+
+    def noted(batch: Batch, *parts: Any, **options: Any) -> None:
+        made(batch, *parts, **options)
+        held.append(weakref.ref(batch._together[-1].pairs[0][1]))
+
+    monkeypatch.setattr(Batch, "__init__", noted)
+    model.generate_batch(PROMPTS, temperature=0, max_new_tokens=5)
+    gc.collect()
+    assert len(held) == 1 and held[0]() is None
 
 
 def test_nothing_to_answer(model: Model) -> None:
