@@ -180,7 +180,7 @@ def test_threads_lose_nothing(switching: None) -> None:
 
 
 def test_prometheus() -> None:
-    from prometheus_client.parser import text_string_to_metric_families
+    parser = pytest.importorskip("prometheus_client.parser")
 
     monitor = Monitor(window=2)
     for outcome in OUTCOMES:
@@ -189,7 +189,7 @@ def test_prometheus() -> None:
     text = prometheus_text(monitor, {"queue_length": 3, "memory_bytes": 1e9}).decode()
     samples = {
         (s.name, *(v for _, v in sorted(s.labels.items(), reverse=True))): s.value
-        for family in text_string_to_metric_families(text)
+        for family in parser.text_string_to_metric_families(text)
         for s in family.samples
     }
     requests = {key[1:]: n for key, n in samples.items() if key[0] == "edge_gemma_requests_total"}

@@ -25,7 +25,7 @@ import psutil
 import pytest
 
 MIB = 1 << 20
-PEAK = 256 * MIB  # that a request may take while it is looked at
+PEAK = 384 * MIB  # that a request may take while it is looked at
 KEPT = 96 * MIB  # that may remain of all requests together
 SERVER = """
 import sys
