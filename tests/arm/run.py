@@ -44,6 +44,7 @@ NOT_EMULATED = {
     "test_bandwidth.py": "likewise",
     "test_fresh_process.py": "looks for processes that the emulator's hide",
     "test_speculation.py": "hundreds of random conversations, which take an hour",
+    "test_prefixes.py": "the memory that goes back is the emulator's",
     "test_scheduler.py": "threads and clocks, no arithmetic",
     "test_aio.py": "likewise",
     "test_serve_cli.py": "a server and its libraries",
@@ -55,6 +56,8 @@ NOT_EMULATED = {
 LONG = {
     "test_cli.py": "terminals, signals and starts of Python, in 2.5 minutes",
     "test_media_cli.py": "the commands around what test_audio.py and test_multimodal.py run, in 3.5 minutes",
+    "test_conversation.py": "random conversations beside a fresh model's, in 2 minutes",
+    "test_session_file.py": "files and processes, in 2 minutes",
     "test_structured.py": "hundreds of answers of ten schemas",
     "test_segments.py": "numpy alone, on thousands of random recordings, in 2 minutes",
 }

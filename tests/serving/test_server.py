@@ -246,7 +246,7 @@ def test_the_log_has_counts_and_no_content(
     headers = {"authorization": "Bearer open-sesame"}
     response = http.post(server.url + CHAT, json=body("Turn on the light in the kitchen"), headers=headers)
     http.get(f"{server.url}/v1/%0Ainjected?secret=1", headers=headers)
-    until(lambda: len(caplog.messages) == 2)  # a line is written when its response has been sent
+    until(lambda: len(caplog.messages) >= 2)  # a line is written when its response has been sent
     first, second = caplog.messages
     usage = response.json()["usage"]
     assert f"POST {CHAT} 200 stop prompt={usage['prompt_tokens']}" in first
@@ -263,7 +263,7 @@ def test_the_log_has_content_where_it_was_asked_for(
     caplog.set_level(logging.INFO, "edge_gemma.runtime.serving")
     server = make_server(log_content=True)
     http.post(server.url + CHAT, json=body("Turn on the light in the kitchen"))
-    until(lambda: len(caplog.messages) == 1)
+    until(lambda: bool(caplog.messages))
     assert "Turn on the light in the kitchen" in caplog.messages[-1]
     assert "set_light" in caplog.messages[-1]
 
