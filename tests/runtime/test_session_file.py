@@ -115,7 +115,7 @@ def test_what_it_was_saved_over_is_stored(model: Model, saved: Path) -> None:
 
 
 def test_safetensors_reads_it(saved: Path) -> None:
-    from safetensors import safe_open
+    safe_open = pytest.importorskip("safetensors").safe_open
 
     with safe_open(saved, "np") as file:
         assert file.metadata()["format"] == "edge-gemma session"
