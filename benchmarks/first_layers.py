@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from edge_gemma.config import TextConfig, parse_config
-from edge_gemma.export.checkpoint import Checkpoint
+from edge_gemma.export.checkpoint import Checkpoint, DerivedCheckpoint
 from edge_gemma.shapes import text_shapes
 
 PER_LAYER_TABLE = "embed_tokens_per_layer.weight"
@@ -24,16 +24,14 @@ def layers_to_keep(config: TextConfig) -> tuple[int, int]:
     return (2 * own, own) if config.num_kv_shared_layers else (own, 0)
 
 
-class FirstLayers:
+class FirstLayers(DerivedCheckpoint):
     """The Checkpoint of the first layers of `whole`: everything else, vocabulary and towers, is its own."""
 
     def __init__(self, whole: Checkpoint) -> None:
         text = whole.config.text
         layers, shared = layers_to_keep(text)
-        self._whole = whole
+        super().__init__(whole)
         self.name = f"{whole.name}, first {layers} of {text.num_hidden_layers} layers"
-        self.revision = whole.revision
-        self.submodel = whole.submodel
         self.config_json: dict[str, Any] = copy.deepcopy(whole.config_json)
         self.config_json.get("text_config", self.config_json).update(
             num_hidden_layers=layers,
@@ -46,29 +44,17 @@ class FirstLayers:
 
     def tensor(self, name: str) -> torch.Tensor:
         """A tensor that has no part for each layer."""
-        return self._whole.tensor(name)
+        return self._source.tensor(name)
 
     def rows(self, name: str, first: int, last: int) -> torch.Tensor:
         """Rows first … last-1; of the per-layer embeddings the columns of the layers that are kept."""
-        rows = self._whole.rows(name, first, last)
+        rows = self._source.rows(name, first, last)
         text = self.config.text
         width = text.num_hidden_layers * text.hidden_size_per_layer_input
         return rows[:, :width] if name == PER_LAYER_TABLE else rows
 
     def has(self, name: str) -> bool:
-        return self._whole.has(name)
+        return self._source.has(name)
 
     def text_shapes(self) -> dict[str, tuple[int, ...]]:
         return text_shapes(self.config.text)
-
-    def tokenizer_json(self) -> bytes:
-        return self._whole.tokenizer_json()
-
-    def chat_template(self) -> str:
-        return self._whole.chat_template()
-
-    def generation_config(self) -> dict[str, Any]:
-        return self._whole.generation_config()
-
-    def image_processor(self) -> dict[str, Any]:
-        return self._whole.image_processor()

@@ -61,6 +61,27 @@ class Checkpoint(Protocol):
         """How images are prepared, under the names of transformers' image processor; empty if not said."""
 
 
+class DerivedCheckpoint:
+    """What a checkpoint that is made of another one has unchanged; its tensors are its own matter."""
+
+    def __init__(self, source: Checkpoint) -> None:
+        self._source = source
+        self.revision = source.revision
+        self.submodel = source.submodel
+
+    def tokenizer_json(self) -> bytes:
+        return self._source.tokenizer_json()
+
+    def chat_template(self) -> str:
+        return self._source.chat_template()
+
+    def generation_config(self) -> dict[str, Any]:
+        return self._source.generation_config()
+
+    def image_processor(self) -> dict[str, Any]:
+        return self._source.image_processor()
+
+
 def open_checkpoint(source: str, *, revision: str | None = None, token: str | None = None) -> Checkpoint:
     """Open a folder, `synthetic:NAME[:SEED]`, or a hub id such as google/gemma-3n-E2B-it.
 

@@ -20,7 +20,7 @@ from safetensors import safe_open
 
 from edge_gemma.config import read_json
 from edge_gemma.errors import CheckpointError
-from edge_gemma.export.checkpoint import TEXT_PREFIXES, Checkpoint, finite, reading
+from edge_gemma.export.checkpoint import TEXT_PREFIXES, Checkpoint, DerivedCheckpoint, finite, reading
 from edge_gemma.shapes import text_shapes
 
 CONFIG = "adapter_config.json"
@@ -121,7 +121,7 @@ class LoraAdapter:
         return modules
 
 
-class MergedCheckpoint:
+class MergedCheckpoint(DerivedCheckpoint):
     """`source` with an adapter in it.
 
     Raises:
@@ -129,12 +129,10 @@ class MergedCheckpoint:
     """
 
     def __init__(self, source: Checkpoint, adapter: LoraAdapter) -> None:
+        super().__init__(source)
         self.name = f"{source.name}+lora:{adapter.name}"
-        self.revision = source.revision
-        self.submodel = source.submodel
         self.config = source.config
         self.config_json = source.config_json
-        self._source = source
         self._adapter = adapter
         self._updates: dict[str, Update] = {}
         found, described = source.text_shapes(), text_shapes(source.config.text)
@@ -171,18 +169,6 @@ class MergedCheckpoint:
 
     def text_shapes(self) -> dict[str, tuple[int, ...]]:
         return self._source.text_shapes()
-
-    def tokenizer_json(self) -> bytes:
-        return self._source.tokenizer_json()
-
-    def chat_template(self) -> str:
-        return self._source.chat_template()
-
-    def generation_config(self) -> dict[str, Any]:
-        return self._source.generation_config()
-
-    def image_processor(self) -> dict[str, Any]:
-        return self._source.image_processor()
 
     def _place(self, module: str, described: Iterable[str]) -> str:
         """The checkpoint's name of a module's matrix, whichever class of transformers was trained."""

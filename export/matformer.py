@@ -15,7 +15,7 @@ import torch
 
 from edge_gemma.config import TextConfig, parse_config
 from edge_gemma.errors import CheckpointError
-from edge_gemma.export.checkpoint import Checkpoint
+from edge_gemma.export.checkpoint import Checkpoint, DerivedCheckpoint
 from edge_gemma.shapes import text_shapes
 from edge_gemma.submodels import Submodel, apply
 
@@ -35,7 +35,7 @@ class Cut:
     columns: Spans | None = None
 
 
-class SlicedCheckpoint:
+class SlicedCheckpoint(DerivedCheckpoint):
     """The sub-model of `source`, read from it in the pieces that are asked for.
 
     `block` is what the recipe quantizes feed-forward columns in, `edge_gemma.submodels.block_of(recipe)`.
@@ -46,12 +46,11 @@ class SlicedCheckpoint:
 
     def __init__(self, source: Checkpoint, submodel: Submodel, *, block: int = 1) -> None:
         text = apply(submodel, source.config.text, block=block)
+        super().__init__(source)
         self.name = source.name
-        self.revision = source.revision
-        self.submodel: str | None = submodel.name
+        self.submodel = submodel.name
         self.config_json = _config_json(source.config_json, text)
         self.config = parse_config(self.config_json, where=f"{source.name}, {submodel.name}")
-        self._source = source
         self._layers = submodel.layers
         self._per_layer = _spans(submodel.layers, text.hidden_size_per_layer_input)
 
@@ -82,18 +81,6 @@ class SlicedCheckpoint:
             for name in here
             if (old := self._cut(name).name) in found
         }
-
-    def tokenizer_json(self) -> bytes:
-        return self._source.tokenizer_json()
-
-    def chat_template(self) -> str:
-        return self._source.chat_template()
-
-    def generation_config(self) -> dict[str, Any]:
-        return self._source.generation_config()
-
-    def image_processor(self) -> dict[str, Any]:
-        return self._source.image_processor()
 
     def _cut(self, name: str) -> Cut:
         if name == EMBEDDINGS:

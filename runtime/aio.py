@@ -45,9 +45,7 @@ class AsyncModel:
 
     async def generate(self, prompt: Messages, **options: Any) -> Answer:
         """`Model.generate`."""
-        pieces = [piece async for piece in self.stream(prompt, **options)]
-        last = pieces[-1]
-        return Answer("".join(p.text for p in pieces), last.statistics, last.finish_reason or "stop")
+        return Answer.of([piece async for piece in self.stream(prompt, **options)])
 
     def transcribe_stream(
         self,

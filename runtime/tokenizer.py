@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from edge_gemma.errors import ArtifactError, PromptError
@@ -88,7 +89,7 @@ class Tokenizer:
         tables are damaged.
         """
         ids: list[int] = []
-        try:
+        with self._merging():
             for raw, token in self._raw.split(text):
                 plain = raw.replace(" ", SPACE) if self._spec.spaces else raw
                 for rest, inner in self._normalized.split(plain):
@@ -97,20 +98,20 @@ class Tokenizer:
                         ids += merge(word)
                     ids += inner
                 ids += token
-        except UnicodeEncodeError as error:
-            raise PromptError(
-                f"the text cannot be encoded ({error}); expected a str of valid Unicode, no lone surrogate"
-            ) from error
-        except IndexError:
-            raise self._pairs.damaged() from None
         if max(ids, default=-1) >= self._spec.ids:
             raise self._pairs.damaged()
         return ids
 
     def encode_plain(self, text: str) -> list[int]:
         """The ids of a text in which nothing is recognised as an added token; raises as `encode`."""
-        try:
+        with self._merging():
             return self._pairs.merge(text.replace(" ", SPACE) if self._spec.spaces else text)
+
+    @contextmanager
+    def _merging(self) -> Iterator[None]:
+        """What goes wrong there as errors of ours."""
+        try:
+            yield
         except UnicodeEncodeError as error:
             raise PromptError(
                 f"the text cannot be encoded ({error}); expected a str of valid Unicode, no lone surrogate"
