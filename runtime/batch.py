@@ -125,6 +125,7 @@ class _Asked:
             keys=prompt.keys,
             soft=soft_tokens(prompt, self.statistics),
             partings=prompt.partings,
+            passing=True,  # its place in the batch is where it goes on
         ):
             self._first_at = perf_counter()
             more = self._said(token, cancel)

@@ -177,7 +177,7 @@ class Model:
         speculation = self._speculations[speculate] if speculate else None
         return self._pieces(self._open(), request, cancel, speculation, self._level_index(level))
 
-    def generate(self, prompt: Messages, **options: Any) -> Answer:
+    def generate(self, prompt: Messages | Prompt, **options: Any) -> Answer:
         """Answer a prompt in one piece; takes what `stream` takes."""
         return Answer.of(self.stream(prompt, **options))
 
@@ -323,7 +323,7 @@ class Model:
                 pass
         return found[0]
 
-    def encode_ahead(self, prompts: Sequence[Messages]) -> None:
+    def encode_ahead(self, prompts: Sequence[Messages | Prompt]) -> None:
         """Encode the images and clips of prompts that will be answered next, loading each encoder once."""
         media = [item for prompt in prompts for item in self._prompts.build(prompt).media]
         self._encoders.encode([item for item in media if item.rows is None])
@@ -409,6 +409,7 @@ class Model:
                     keys=prompt.keys,
                     soft=self._soft_tokens(prompt, statistics),
                     partings=prompt.partings,
+                    passing=prompt.passing,
                     speculation=speculation,
                 ):
                     if piece := reply.push(token):

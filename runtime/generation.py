@@ -53,6 +53,7 @@ class Generator:
         self._held: list[Hashable] = []  # one key for each row of the cache: an id, or a soft token's
         self._settled = 0  # of them, those of the conversation: the rest are drafts that nobody said
         self._asked = 0  # of these, the last prompt: what follows was said
+        self._passing = False  # whether nobody goes on from here
         self.prefixes = Prefixes() if prefixes is None else prefixes
 
     def generate(
@@ -66,6 +67,7 @@ class Generator:
         keys: Sequence[Hashable] | None = None,
         soft: Sequence[SoftTokens] = (),
         partings: Sequence[int] = (),
+        passing: bool = False,
         speculation: Speculation | None = None,
     ) -> Iterator[int]:
         """Yield new ids, one at a time, until max_new_tokens or until `cancel` is set.
@@ -74,9 +76,9 @@ class Generator:
         fit the context. Where the prompt continues what the cache or a stored state holds, only the rest is
         computed. `keys` says what is at each place of the prompt, where that is not its id; `soft` are the
         soft tokens of all places that `reusable(keys)` leaves; at `partings` other prompts are likely to go
-        on otherwise, so that states are stored there. `speculation` drafts what one decoding step may
-        confirm; the ids are the same without it, but for what rounding does to the logits of several tokens
-        at once.
+        on otherwise, so that states are stored there; the end of what is `passing` is not. `speculation`
+        drafts what one decoding step may confirm; the ids are the same without it, but for what rounding
+        does to the logits of several tokens at once.
         """
         began = time.perf_counter()
         history = list(prompt)
@@ -85,6 +87,7 @@ class Generator:
         parted = max(common(keys, self._held), self.prefixes.parting(keys))
         partings = sorted([*partings, parted - ALIKE])
         reused = self._reuse(keys)
+        self._passing = passing
         statistics.prompt_tokens, statistics.reused_tokens = len(history), reused
         logits = self._prefill(history, keys, soft, reused, partings, cancel)
         statistics.prefill_seconds = time.perf_counter() - began
@@ -129,7 +132,7 @@ class Generator:
 
     def keep(self, *, end: bool, spare: KvState | None = None) -> None:
         """Store what the cache holds, where that is worth it and there is room; see Prefixes.add."""
-        if self._settled >= WORTH and self._whole():
+        if self._settled >= WORTH and self._whole() and not self._passing:
             self.prefixes.add(self._view(self._settled), end=end, spare=spare)
 
     def restore(self, keys: Sequence[Hashable], rows: Iterable[NDArray[np.generic]]) -> None:
@@ -179,6 +182,7 @@ class Generator:
     def _hold(self, keys: Sequence[Hashable]) -> None:
         self._held = list(keys)
         self._settled = self._asked = len(keys)
+        self._passing = False
 
     def _forget(self) -> None:
         self.cache.reset()

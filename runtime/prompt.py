@@ -65,6 +65,7 @@ class Prompt:
     media: tuple[Media, ...] = ()
     partings: tuple[int, ...] = ()  # places that other prompts are likely to have in common, and no more
     keep_media: bool = False  # encode also what need not be computed, as somebody keeps the rows
+    passing: bool = False  # nobody goes on from it: its end is not stored
 
     @cached_property
     def keys(self) -> list[Hashable]:

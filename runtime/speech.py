@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -118,10 +118,11 @@ def _answers(
 ) -> Iterator[SpeechSegment]:
     """Encode the next AHEAD segments, then ask about each; they are gone before more are cut."""
     batch = list(islice(cut, AHEAD))
-    asked = [[_message(segment, prompt)] for segment in batch]
+    built = [model._prompts.build([_message(segment, prompt)]) for segment in batch]
+    asked = [replace(one, passing=True, partings=()) for one in built]
     model.encode_ahead(asked)
-    for messages, segment in zip(asked, batch, strict=True):
-        answer = model.generate(messages, **{**GREEDY, **options})
+    for one, segment in zip(asked, batch, strict=True):
+        answer = model.generate(one, **{**GREEDY, **options})
         yield read(answer.text, segment.start, segment.end)
 
 

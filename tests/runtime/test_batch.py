@@ -99,7 +99,9 @@ def test_a_chat_goes_on_behind_a_batch(model: Model) -> None:
         {"role": "user", "content": "go on"},
     ]
     alone = model.generate(chat, **options).text
+    stored = len(model._open().prefixes)
     model.generate_batch(PROMPTS, **options)
+    assert len(model._open().prefixes) == stored + 1  # the chat, and none of the batch
     again = model.generate(chat, **options)
     assert again.text == alone
     assert again.statistics.reused_tokens > 32

@@ -405,3 +405,16 @@ def test_a_wider_level_leaves_less_of_the_budget(made: Callable[[str], Path]) ->
         small = m._open().prefixes.limit
         m.set_level("large")
         assert 0 < m._open().prefixes.limit < small
+
+
+def test_what_is_transcribed_takes_no_room_of_chats(media_artifact: Path) -> None:
+    """A recording's segments are prompts that nobody comes back to."""
+    noise = np.random.default_rng(0).normal(0, 0.3, 16_000 * 70).astype(np.float32)
+    with edge_gemma.load(media_artifact, context=1500, threads=1) as model:
+        session = model.session()
+        session.generate("hello " * 40, temperature=0, max_new_tokens=4)
+        stored = len(model._open().prefixes)
+        segments = model.transcribe(noise, max_new_tokens=3).segments
+        assert len(segments) > 1
+        assert len(model._open().prefixes) == stored + 1  # the chat's
+        assert session.generate("go on", temperature=0, max_new_tokens=4).statistics.reused_tokens > 40

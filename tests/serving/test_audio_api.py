@@ -161,9 +161,9 @@ def test_a_hint_is_part_of_the_prompt(server: Any, monkeypatch: pytest.MonkeyPat
     asked: list[str] = []
     generate = type(server.model).generate
 
-    def watch(self: Any, messages: Any, **options: Any) -> Any:
-        asked.append(messages[0]["content"][1]["text"])
-        return generate(self, messages, **options)
+    def watch(self: Any, prompt: Any, **options: Any) -> Any:
+        asked.append(self.tokenizer.decode(prompt.ids).partition("model\n")[0].strip())
+        return generate(self, prompt, **options)
 
     monkeypatch.setattr(type(server.model), "generate", watch)
     clip = encoded(recording("english-1.wav"))
