@@ -190,7 +190,6 @@ def test_a_guarded_model(model: Model, caplog: pytest.LogCaptureFixture) -> None
         refused = guarded(model, [KeywordFilter([word])]).generate("hello", **GREEDY)
     assert refused.finish_reason == "content_filter"
     assert plain.text.startswith(refused.text) and word not in refused.text
-    assert refused.statistics.generated_tokens < 40
     assert caplog.messages == ["an answer was refused: it has keyword 1 of 1"]
     with pytest.raises(RefusedError):
         guarded(model, [KeywordFilter(["hello"])]).stream("hello")
