@@ -19,12 +19,11 @@ from edge_gemma.artifact import DecoderSpec, MemorySpec
 from edge_gemma.memory import peak_resident_bytes
 from edge_gemma.runtime.answer import Answer, Request
 from edge_gemma.runtime.embeddings import EmbeddingStore
-from edge_gemma.runtime.generation import Generator, SoftTokens
 from edge_gemma.runtime.kv_cache import KvCache, KvMemory
-from edge_gemma.runtime.prompt import Prompt
 from edge_gemma.runtime.session import Decoder
 from edge_gemma.runtime.statistics import Statistics
 
+Begin = Callable[[Request, Statistics], Iterable[int]]
 CHUNK = 32  # rows: every so many tokens the windows move to the front of their buffers
 
 
@@ -66,24 +65,24 @@ class Batch:
 
 
 def answer_together(
-    generator: Generator,
+    begin: Begin,
+    computed: KvCache,
     batch: Batch,
     requests: Sequence[Request],
-    soft_tokens: Callable[[Prompt, Statistics], list[SoftTokens]],
     cancel: Event | None,
 ) -> list[Answer]:
     """Answer requests, as many at a time as the batch has places; a place that is free is taken at once.
 
-    Prompts are computed in the generator's own cache, where what they begin with may be found again.
+    `begin` computes a prompt, in the cache `computed`, and gives the first id of its answer.
     """
     asked = [_Asked(request) for request in requests]
     waiting, decoding = deque(asked), list[_Asked]()
     while waiting or decoding:
         while waiting and len(batch) < batch.size:
             one = waiting.popleft()
-            if one.begin(generator, soft_tokens, cancel):
+            if one.begin(begin, cancel):
                 length = len(one.request.prompt.ids)
-                batch.add(length, generator.cache.rows(length))
+                batch.add(length, computed.rows(length))
                 decoding.append(one)
         if not decoding:
             continue
@@ -106,27 +105,11 @@ class _Asked:
     history: list[int] = field(default_factory=list)  # ids of the prompt and the answer so far
     _first_at: float = 0.0
 
-    def begin(
-        self,
-        generator: Generator,
-        soft_tokens: Callable[[Prompt, Statistics], list[SoftTokens]],
-        cancel: Event | None,
-    ) -> bool:
+    def begin(self, begin: Begin, cancel: Event | None) -> bool:
         """Compute the prompt and take the first id; whether there is more to say."""
-        prompt = self.request.prompt
-        self.history += prompt.ids
+        self.history += self.request.prompt.ids
         more = False
-        for token in generator.generate(
-            prompt.ids,
-            self.request.sampler,
-            max_new_tokens=1,
-            statistics=self.statistics,
-            cancel=cancel,
-            keys=prompt.keys,
-            soft=soft_tokens(prompt, self.statistics),
-            partings=prompt.partings,
-            passing=True,  # its place in the batch is where it goes on
-        ):
+        for token in begin(self.request, self.statistics):
             self._first_at = perf_counter()
             more = self._said(token, cancel)
         return more

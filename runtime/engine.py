@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import fields, replace
 from numbers import Integral
 from pathlib import Path
 from threading import Event, Lock
@@ -31,7 +31,7 @@ from edge_gemma.runtime.generation import Generator, SoftTokens
 from edge_gemma.runtime.levels import LevelDrafter, Levels
 from edge_gemma.runtime.prefixes import room
 from edge_gemma.runtime.prompt import Messages, Prompt, PromptBuilder
-from edge_gemma.runtime.sampling import SamplingOptions, make_sampler
+from edge_gemma.runtime.sampling import Sampler, SamplingOptions, make_sampler
 from edge_gemma.runtime.speculation import PromptLookup, Speculation
 from edge_gemma.runtime.speech import SpeechSegment, Transcript
 from edge_gemma.runtime.statistics import Statistics
@@ -175,7 +175,7 @@ class Model:
             raise PromptError(f"speculate is {speculate!r}: this artifact can have {known}")
         request = self._request(prompt, max_new_tokens, stop, response_format, sampling)
         speculation = self._speculations[speculate] if speculate else None
-        return self._pieces(self._open(), request, cancel, speculation, self._level_index(level))
+        return self._pieces(request, cancel, speculation, self._level_index(level))
 
     def generate(self, prompt: Messages | Prompt, **options: Any) -> Answer:
         """Answer a prompt in one piece; takes what `stream` takes."""
@@ -217,7 +217,13 @@ class Model:
             self._share(size * one)
             try:
                 batch = Batch(generator.decoder, self._store, size=size, context=context)
-                answers = answer_together(generator, batch, requests, self._soft_tokens, cancel)
+
+                def begin(request: Request, statistics: Statistics) -> Iterator[int]:
+                    # its place in the batch is where it goes on
+                    prompt = replace(request.prompt, passing=True)
+                    return self._ids(prompt, request.sampler, statistics, limit=1, cancel=cancel)
+
+                answers = answer_together(begin, generator.cache, batch, requests, cancel)
             finally:
                 generator.decoder.bind(generator.cache.memory)  # lets go of the batch's
                 self._share()
@@ -301,7 +307,6 @@ class Model:
 
         Raises as `stream` does.
         """
-        generator = self._open()
         built, _ = self._build(prompt)
         found: list[NDArray[np.float32]] = []
 
@@ -310,16 +315,7 @@ class Model:
             return int(logits.argmax())
 
         with self._answering():
-            statistics = Statistics()
-            for _ in generator.generate(
-                built.ids,
-                keep,
-                max_new_tokens=1,
-                statistics=statistics,
-                keys=built.keys,
-                soft=self._soft_tokens(built, statistics),
-                partings=built.partings,
-            ):
+            for _ in self._ids(built, keep, Statistics(), limit=1):
                 pass
         return found[0]
 
@@ -389,7 +385,6 @@ class Model:
 
     def _pieces(
         self,
-        generator: Generator,
         request: Request,
         cancel: Event | None,
         speculation: Speculation | None,
@@ -398,18 +393,14 @@ class Model:
         with self._answering():
             self._prepare(level)
             statistics = Statistics()
-            prompt, reply = request.prompt, request.reply
+            reply = request.reply
             try:
-                for token in generator.generate(
-                    prompt.ids,
+                for token in self._ids(
+                    request.prompt,
                     request.sampler,
-                    max_new_tokens=request.limit,
-                    statistics=statistics,
+                    statistics,
+                    limit=request.limit,
                     cancel=cancel,
-                    keys=prompt.keys,
-                    soft=self._soft_tokens(prompt, statistics),
-                    partings=prompt.partings,
-                    passing=prompt.passing,
                     speculation=speculation,
                 ):
                     if piece := reply.push(token):
@@ -422,6 +413,30 @@ class Model:
             statistics.peak_memory_bytes = peak_resident_bytes()
             self._levels.note(statistics)
             yield Piece(tail, statistics, reply.reason(cancel))
+
+    def _ids(
+        self,
+        prompt: Prompt,
+        sampler: Sampler,
+        statistics: Statistics,
+        *,
+        limit: int,
+        cancel: Event | None = None,
+        speculation: Speculation | None = None,
+    ) -> Iterator[int]:
+        """The ids of an answer, at most `limit`: see Generator.generate."""
+        return self._open().generate(
+            prompt.ids,
+            sampler,
+            max_new_tokens=limit,
+            statistics=statistics,
+            cancel=cancel,
+            keys=prompt.keys,
+            soft=self._soft_tokens(prompt, statistics),
+            partings=prompt.partings,
+            passing=prompt.passing,
+            speculation=speculation,
+        )
 
     @contextmanager
     def _answering(self) -> Iterator[None]:
