@@ -27,6 +27,8 @@ as one line and exits with the class's `exit_code`.
 
 from __future__ import annotations
 
+from numbers import Integral
+
 
 class EdgeGemmaError(Exception):
     """Base of all errors below; catch this to catch everything edge-gemma raises on purpose."""
@@ -133,3 +135,9 @@ class DependencyError(EdgeGemmaError):
     """A package of an optional extra is missing."""
 
     exit_code = 6
+
+
+def check_count(name: str, value: object) -> None:
+    """Raises PromptError unless `value` is a whole number of at least 1."""
+    if not isinstance(value, Integral) or isinstance(value, bool) or int(value) < 1:
+        raise PromptError(f"{name} is {value!r}: expected a whole number of at least 1")

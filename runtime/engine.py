@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
-from numbers import Integral
 from pathlib import Path
 from threading import Event, Lock
 from time import perf_counter
@@ -16,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_gemma.artifact import Manifest
-from edge_gemma.errors import ContextLimitError, EdgeGemmaError, PromptError
+from edge_gemma.errors import ContextLimitError, EdgeGemmaError, PromptError, check_count
 from edge_gemma.memory import peak_resident_bytes
 from edge_gemma.planning import Plan
 from edge_gemma.runtime import speech, tasks
@@ -41,12 +40,6 @@ from edge_gemma.runtime.tokenizer import Tokenizer
 
 AUTO = "auto"
 SAMPLING = tuple(field.name for field in fields(SamplingOptions))
-
-
-def check_count(name: str, value: object) -> None:
-    """Raises PromptError unless `value` is a whole number of at least 1."""
-    if not isinstance(value, Integral) or isinstance(value, bool) or int(value) < 1:
-        raise PromptError(f"{name} is {value!r}: expected a whole number of at least 1")
 
 
 class Model:

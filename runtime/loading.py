@@ -1,29 +1,27 @@
-"""Opens an artifact: settles the options, then loads tokenizer, decoder and encoders in that order."""
+"""Opens an artifact: settles the options, then loads the decoder and puts the model together."""
 
 from __future__ import annotations
 
 import functools
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import onnxruntime as ort
 
 from edge_gemma import artifact as artifacts
-from edge_gemma.artifact import Manifest
+from edge_gemma.artifact import Artifact, Manifest
 from edge_gemma.candidates import DEFAULT_CONTEXT, advise, of_artifact
 from edge_gemma.devices import CPU, Device, detect_device, find_device
-from edge_gemma.errors import BudgetError, PromptError
-from edge_gemma.memory import format_bytes, parse_bytes, release_free_memory
-from edge_gemma.planning import KEPT, TURNS, Needs, Plan, plan, settle
+from edge_gemma.errors import BudgetError, PromptError, check_count
+from edge_gemma.memory import format_bytes, parse_bytes
+from edge_gemma.planning import Needs, Plan, plan, settle
 from edge_gemma.runtime import prepared
-from edge_gemma.runtime.chat import ChatTemplate
-from edge_gemma.runtime.embeddings import EmbeddingStore
-from edge_gemma.runtime.encoders import Encoders
-from edge_gemma.runtime.engine import Model, check_count
-from edge_gemma.runtime.generation import Generator
-from edge_gemma.runtime.prefixes import Prefixes, room
-from edge_gemma.runtime.prompt import PromptBuilder
-from edge_gemma.runtime.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from edge_gemma.runtime.assembly import Language
+    from edge_gemma.runtime.engine import Model
 
 AUTO = "auto"
 logger = logging.getLogger(__name__)
@@ -115,32 +113,25 @@ def load(
     folder = (Path(cache_dir) if cache_dir else prepared.default_folder()) if cache else None
     if needs.widest and folder and not prepared.find(artifact, folder, global_kv=planned.global_kv):
         _check_preparing(needs, planned)
-    tokenizer = Tokenizer(artifact.path(manifest.tokenizer.file), manifest.tokenizer)
-    template = ChatTemplate.from_file(artifact.path(manifest.chat_template))
-    decoder = prepared.open_decoder(
-        artifact, folder, global_kv=planned.global_kv, threads=threads, level=index
-    )
-    release_free_memory()
+    with ThreadPoolExecutor(1) as meanwhile:  # onnxruntime loads without holding Python's lock
+        language = meanwhile.submit(_open_language, artifact)
+        decoder = prepared.open_decoder(
+            artifact, folder, global_kv=planned.global_kv, threads=threads, level=index
+        )
     planned = settings(needs, prepared=decoder.prepared, global_kv=planned.global_kv)
     _check_budget(manifest, planned, index)
-    prefixes = Prefixes(room(planned, session_memory))
-    encoders = Encoders(
+
+    from edge_gemma.runtime.assembly import assemble
+
+    return assemble(
         artifact,
+        language.result(),
+        decoder,
+        planned,
+        context=context,
         threads=threads,
         providers=_providers(profile),
-        keep=planned.encoders == KEPT,
-        make_room=decoder.give_way if planned.encoders == TURNS else release_free_memory,
-    )
-    store = EmbeddingStore(artifact.path(manifest.embeddings.file), manifest.embeddings)
-    return Model(
-        manifest,
-        tokenizer,
-        PromptBuilder(manifest, template, tokenizer),
-        encoders,
-        store,
-        Generator(decoder, store, context=context, chunk=planned.chunk, prefixes=prefixes),
-        planned,
-        session_memory,
+        session_memory=session_memory,
     )
 
 
@@ -153,6 +144,12 @@ def profile_of(device: str | Device | None) -> Device | None:
     if device is None or isinstance(device, Device):
         return device
     return detect_device() if device == AUTO else find_device(device)
+
+
+def _open_language(artifact: Artifact) -> Language:
+    from edge_gemma.runtime.assembly import open_language  # imports half of the library
+
+    return open_language(artifact)
 
 
 def _providers(profile: Device | None) -> tuple[str, ...]:

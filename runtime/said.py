@@ -32,7 +32,6 @@ class Answers:
     def __init__(self, tokenizer: Tokenizer, count: int = REMEMBERED) -> None:
         self._tokenizer = tokenizer
         self._count = count
-        self._control = {tokenizer.token_id(text) for text in tokenizer.special_tokens}
         self._ids: OrderedDict[str, tuple[int, ...]] = OrderedDict()  # least recently used first
         self._lock = Lock()  # prompts are built on many threads
 
@@ -43,7 +42,7 @@ class Answers:
         sends that text should not bring them into a prompt.
         """
         said = self._cut(text, list(ids))
-        if not text.strip() or not self._control.isdisjoint(said):
+        if not text.strip() or not self._tokenizer.special_ids.isdisjoint(said):
             return
         with self._lock:
             self._ids[text.strip()] = said

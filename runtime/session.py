@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from edge_gemma.artifact import Artifact
 from edge_gemma.devices import CPU
 from edge_gemma.errors import ArtifactError
-from edge_gemma.memory import release_free_memory
+from edge_gemma.memory import keeping_freed_memory, release_free_memory
 from edge_gemma.runtime.kv_cache import KvCache, KvMemory
 from edge_gemma.runtime.residency import drop_pages, dropping_pages
 
@@ -71,7 +71,7 @@ class Decoder:
         if self._session is None:
             # Of a graph with branches, onnxruntime keeps original and packed matrices until all is loaded.
             gently = self.prepared and self._elastic
-            with dropping_pages({self._data}) if gently else contextlib.nullcontext():
+            with dropping_pages({self._data}) if gently else contextlib.nullcontext(), keeping_freed_memory():
                 self._session = open_session(self._graph, self._threads, prepared=self.prepared)
             # Scales and zero points are read once: the packed matrices have their own.
             drop_pages({self._data})

@@ -66,6 +66,11 @@ class Tokenizer:
         """The texts of the control tokens, such as `<end_of_turn>`: `decode` skips them."""
         return tuple(self._special.values())
 
+    @property
+    def special_ids(self) -> frozenset[int]:
+        """The ids of the control tokens."""
+        return frozenset(self._special)
+
     def token_id(self, text: str) -> int | None:
         """The id of the token with exactly this text (`▁` for a space), or None."""
         return self._pairs.find(text)
