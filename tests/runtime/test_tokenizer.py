@@ -110,6 +110,7 @@ def test_vocabulary() -> None:
     assert gemma.token_id("nothing") is None
     assert gemma.vocab_size == build().get_vocab_size()
     assert gemma.special_tokens == SPECIAL
+    assert gemma.special_ids == {gemma.token_id(text) for text in SPECIAL}
 
 
 def test_texts() -> None:
