@@ -76,7 +76,11 @@ def check_command(
                 support=support,
                 timeout=max(LEAST_PATIENCE, PATIENCE * measured.seconds),
             )
-    exceeded = problems(measured, limited, size)
+    failure: EdgeGemmaError | None = None
+    try:
+        exceeded = problems(measured, limited, size)
+    except EdgeGemmaError as error:  # under the limit and not by it: what was measured is told nevertheless
+        failure, exceeded = error, [str(error)]
     report = _report(opened, size, measured, limited, support, not no_media) | {"uncharged_bytes": stayed}
     if as_json:
         click.echo(json.dumps(report | {"within_budget": not exceeded, "problems": exceeded}))
@@ -84,6 +88,8 @@ def check_command(
         _print(report, measured, limited)
     for line in measured.result.stderr.splitlines():
         click.echo(f"warning: {line}", err=True)
+    if failure:
+        raise failure
     if exceeded:
         raise BudgetError(
             f"{'; '.join(exceeded)}: lower --context or --chunk, take a smaller recipe or model, or raise "

@@ -17,7 +17,7 @@ from edge_gemma import artifact as artifacts
 from edge_gemma.cli import run
 from edge_gemma.errors import ArtifactError, BudgetError, EdgeGemmaError
 from edge_gemma.memory import peak_resident_bytes
-from edge_gemma.runtime import check, check_process, hard_limit
+from edge_gemma.runtime import check, check_cli, check_process, hard_limit
 from edge_gemma.runtime.check_process import Conversation
 from edge_gemma.runtime.control_groups import Support
 from edge_gemma.runtime.hard_limit import Result
@@ -137,6 +137,32 @@ def test_killed_by_the_hard_limit(hard: Support, media_artifact: Path, check_it:
     assert "a hard limit of 90 MiB killed it in the phase" in errors[0]
     assert f"{hard.kind}: did not finish" in out and "killed by it: 1" in out
     assert "decoding" not in out.split("under a hard limit")[1].split("result")[1]  # there is none to compare
+
+
+@pytest.mark.parametrize("form", [(), ("--json",)])
+def test_a_process_that_breaks_off_under_the_limit_takes_no_result_along(
+    form: tuple[str, ...], tiny_artifact: Path, check_it: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both are held; the second is told as if something else than the limit had ended it."""
+    hold = check_cli.hold
+
+    def broken(*arguments: Any, limit: int | None = None, support: Any = None, **more: Any) -> Conversation:
+        held = hold(*arguments, **more)
+        if limit:
+            held.phases, held.result = held.phases[:2], Result(returncode=-signal.SIGSEGV)
+        return held
+
+    monkeypatch.setattr(hard_limit, "available", lambda: Support("a cgroup"))
+    monkeypatch.setattr(check_cli, "hold", broken)
+    status, out, errors = check_it(tiny_artifact, "--hard", *form)
+    assert (status, len(errors)) == (1, 1)
+    assert "was ended by SIGSEGV in the phase 'text'" in errors[0]
+    if form:
+        report = json.loads(out)
+        assert (report["within_budget"], report["hard_limit"]["finished"]) == (False, False)
+        assert "SIGSEGV" in report["problems"][0] and report["vmhwm_bytes"] > 40 * MIB
+    else:
+        assert "second text" in out.split("under a hard limit")[0] and "a cgroup: did not finish" in out
 
 
 def test_a_machine_without_hard_limits(
