@@ -10,8 +10,6 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
-
 ROOT = Path("/")  # of the file system; tests have one of their own
 # processor features that decide which of onnxruntime's int8 kernels run, best first, as /proc/cpuinfo calls
 # them: asimd is NEON, asimddp its int8 dot product, i8mm its int8 matrix product
@@ -44,6 +42,8 @@ class Machine:
 
 def this_machine(root: Path = ROOT) -> Machine:
     """The facts about this machine."""
+    import psutil  # not with the module: loading a model needs `processor` alone
+
     android = hasattr(sys, "getandroidapilevel")
     architecture = platform.machine().lower()
     _, flags = processor(root)

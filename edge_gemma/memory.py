@@ -9,8 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-import psutil
-
 from edge_gemma.errors import PromptError
 
 if TYPE_CHECKING:
@@ -59,11 +57,15 @@ def format_bytes(count: int) -> str:
 
 def resident_bytes() -> int:
     """Resident memory of this process now, file pages included (VmRSS)."""
+    import psutil  # not with the module: it takes longer than everything else here
+
     return int(psutil.Process().memory_info().rss)
 
 
 def reachable_bytes() -> int:
     """What this process takes now and what the system could still give it."""
+    import psutil
+
     return resident_bytes() + int(psutil.virtual_memory().available)
 
 
@@ -76,6 +78,8 @@ def peak_resident_bytes() -> int:
                     return int(line.split()[1]) * 1024
     except OSError:
         pass
+    import psutil
+
     info = psutil.Process().memory_info()
     return int(getattr(info, "peak_wset", info.rss))
 
