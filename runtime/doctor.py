@@ -63,6 +63,10 @@ def environment(*packages: str) -> dict[str, Any]:
 
 
 def _version(package: str) -> str:
+    if package == "onnxruntime":  # its builds for other devices are packages of other names
+        import onnxruntime as ort
+
+        return str(ort.__version__)
     try:
         return version(package)
     except PackageNotFoundError:

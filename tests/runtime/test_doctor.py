@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+from importlib.metadata import PackageNotFoundError
 
 import onnxruntime
 import pytest
@@ -26,6 +27,18 @@ def test_tells_what_would_be_used() -> None:
     assert facts["versions"]["onnxruntime"] == onnxruntime.__version__
     assert "iB" in facts["memory"]["total"]
     assert json.loads(json.dumps(facts)) == facts
+
+
+def test_onnxruntime_by_another_package_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As onnxruntime-gpu has it: the module tells its version."""
+
+    def version(package: str) -> str:
+        raise PackageNotFoundError(package)
+
+    monkeypatch.setattr(doctor, "version", version)
+    assert doctor.examine()["versions"]["onnxruntime"] == onnxruntime.__version__
+    assert doctor.environment()["onnxruntime"] == onnxruntime.__version__
+    assert doctor.environment()["numpy"] == "not installed"
 
 
 def test_a_missing_package_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
