@@ -136,7 +136,8 @@ def measure(
         began = time.perf_counter()
         engine.greedy(token, tokens)
         decoded[end] = tokens / (time.perf_counter() - began)
-    finite = bool(np.isfinite(engine.feed(ids[:1])).all()) if engine.length < context else None
+    engine.reset()
+    finite = bool(np.isfinite(engine.feed(ids[:1])).all())
     return {
         "load": load,
         "prefill": prefilled,
