@@ -97,7 +97,7 @@ def keeping_freed_memory() -> Iterator[None]:
     """Let the allocator keep what is freed inside for what is asked for next, and give it back at the end.
 
     By itself, glibc has the system zero every page of each block of 32 MiB or more: a fifth of the time that
-    loading takes. The thresholds that it has afterwards are those that it would have come to.
+    loading takes. Afterwards blocks of 4 MiB or more go back at once; by itself it would come to keep some.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is None:
@@ -108,8 +108,8 @@ def keeping_freed_memory() -> Iterator[None]:
     try:
         yield
     finally:
-        mallopt(M_MMAP_THRESHOLD, 32 << 20)
-        mallopt(M_TRIM_THRESHOLD, 64 << 20)
+        mallopt(M_MMAP_THRESHOLD, 4 << 20)
+        mallopt(M_TRIM_THRESHOLD, 8 << 20)
         release_free_memory()
 
 
