@@ -64,7 +64,7 @@ def processor(root: Path = ROOT) -> tuple[str, set[str]]:
     facts = {key.strip().lower(): value.strip() for key, value in pairs}
     # "model" is a number on x86, which has a "model name", and the board on a Raspberry Pi, which has none
     named = (facts.get(key) for key in ("model name", "model", "hardware"))
-    model = next(filter(None, named), platform.processor() or "unknown")
+    model = next(filter(None, named), "") or platform.processor() or "unknown"  # Python asks another program
     return model, set((facts.get("flags") or facts.get("features") or "").split())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import reprlib
 import types
 import typing
@@ -34,8 +35,13 @@ def from_dict(cls: type[T], data: Any, where: str = "") -> T:
     required = {n for n, f in fields.items() if f.default is dataclasses.MISSING}
     if missing := sorted(required - set(data)):
         raise SchemaError(f"missing key {missing[0]!r} at {place}")
-    hints = typing.get_type_hints(cls, include_extras=True)
+    hints = _hints(cls)  # type: ignore[arg-type]  # classes are hashable
     return cls(**{name: _value(hints[name], data[name], f"{where}.{name}".lstrip(".")) for name in data})
+
+
+@functools.cache  # a manifest has hundreds of objects of a few classes
+def _hints(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls, include_extras=True)
 
 
 def _value(kind: Any, value: Any, where: str) -> Any:

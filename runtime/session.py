@@ -69,9 +69,11 @@ class Decoder:
     def _open(self) -> ort.InferenceSession:
         """The session, loaded again after `give_way` closed it."""
         if self._session is None:
-            # Of a graph with branches, onnxruntime keeps original and packed matrices until all is loaded.
-            gently = self.prepared and self._elastic
-            with dropping_pages({self._data}) if gently else contextlib.nullcontext(), keeping_freed_memory():
+            with contextlib.ExitStack() as stack:
+                if self.prepared:  # each matrix is packed once more, compared, and let go
+                    stack.enter_context(keeping_freed_memory())
+                if self.prepared and self._elastic:  # of branches, originals are held until all is loaded
+                    stack.enter_context(dropping_pages({self._data}))
                 self._session = open_session(self._graph, self._threads, prepared=self.prepared)
             # Scales and zero points are read once: the packed matrices have their own.
             drop_pages({self._data})
