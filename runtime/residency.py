@@ -14,6 +14,7 @@ from edge_gemma.memory import resident_bytes
 
 SMAPS = Path("/proc/self/smaps")
 MAPPING = re.compile(r"([0-9a-f]+)-([0-9a-f]+) \S{4} \S+ \S+ \d+ +(/.*)")
+SIZES = re.compile(r"^(Rss|Anonymous): +(\d+) kB", re.MULTILINE)
 DONTNEED, PAGEOUT = 4, 21  # MADV_DONTNEED and MADV_PAGEOUT of Linux
 DROP_STEP = 256 << 20
 WATCH_SECONDS = 0.02
@@ -72,6 +73,6 @@ def _mappings() -> Iterator[tuple[int, int, str, int, int]]:
     """First and last address, path, resident bytes and bytes no longer those of the file, of each mapping."""
     for entry in re.split(r"\n(?=[0-9a-f]+-[0-9a-f]+ )", SMAPS.read_text("utf-8", errors="surrogateescape")):
         if found := MAPPING.match(entry):
-            sizes = dict(re.findall(r"^(\w+): +(\d+) kB", entry, re.MULTILINE))
+            sizes = dict(SIZES.findall(entry))
             first, last, name = int(found[1], 16), int(found[2], 16), found[3]
             yield first, last, name, int(sizes["Rss"]) * 1024, int(sizes["Anonymous"]) * 1024
