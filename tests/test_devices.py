@@ -16,7 +16,7 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_gemma.candidates import of_model
@@ -189,7 +189,6 @@ def test_schema_and_dataclasses_accept_the_same(path: str, value: object, tmp_pa
     assert find_device(str(write(tmp_path / "mine.yaml", data))).name == "mine"
 
 
-@settings(deadline=None)
 @given(
     st.text("0123456789. KMGkmgiIbBx-", max_size=8)
     | st.from_regex(r"\d{1,3}(\.\d)? ?[KMG]i?B", fullmatch=True)

@@ -192,7 +192,7 @@ def slices(draw: st.DrawFn) -> tuple[SyntheticCheckpoint, Submodel]:
     return SyntheticCheckpoint("drawn", config, 0), Submodel("drawn", tuple(kept), tuple(widths))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(slices(), st.data())
 def test_every_tensor_is_the_slice(drawn: tuple[SyntheticCheckpoint, Submodel], data: st.DataObject) -> None:
     checkpoint, part = drawn

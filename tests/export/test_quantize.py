@@ -164,7 +164,7 @@ def test_packing(bits: int) -> None:
 
 
 @formats
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(data=st.data())
 def test_no_block_is_worse_than_min_max_rounding(fmt: MatrixFormat, data: st.DataObject) -> None:
     k = 2 * fmt.block - 3
@@ -176,7 +176,7 @@ def test_no_block_is_worse_than_min_max_rounding(fmt: MatrixFormat, data: st.Dat
 
 
 @formats
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(data=st.data())
 def test_every_code_is_the_nearest(fmt: MatrixFormat, data: st.DataObject) -> None:
     """Within half a step, unless the code is the last one and the weight lies beyond it."""
@@ -295,7 +295,7 @@ def read_rows(codes: NDArray[np.generic], scales: NDArray[np.float16], bits: int
 
 
 @bits_and_blocks
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(data=st.data())
 def test_rows(bits: int, block: int, data: st.DataObject) -> None:
     rows = data.draw(weights(2 * block))

@@ -199,7 +199,7 @@ def test_another_rate() -> None:
     assert_equal(read_clip(samples, rate=8_000), samples)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(1, 40_000), st.integers(1_000, 60_000), st.integers(1, 3))
 def test_any_length_is_kept(frames: int, rate: int, channels: int) -> None:
     if channels > 1 and frames <= channels:
@@ -415,7 +415,7 @@ def test_a_file_damaged_from_the_start_is_refused() -> None:
         read_clip(bytes(data[:3000]))
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.sampled_from(["WAV", "FLAC", "OGG", "AIFF"]), st.data())
 def test_damaged_files_are_read_or_refused(kind: str, data: st.DataObject) -> None:
     content = bytearray(encoded(sound(0.5, 16_000, 1), 16_000, kind))

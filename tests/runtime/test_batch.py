@@ -191,7 +191,7 @@ def test_the_bytes_of_one_are_those_of_its_buffers(model: Model) -> None:
     assert bytes_of_one(model.manifest.memory, spec, 100) == held
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(1, 40)), min_size=1, max_size=12))
 def test_places_keep_their_conversations(model: Model, moves: list[tuple[int, int]]) -> None:
     """Random comings, goings and steps: every conversation's logits are those of a cache of its own."""

@@ -71,9 +71,7 @@ def same(tested: Pair, text: str) -> None:
     assert ours.decode(ids) == theirs.decode(ids)
 
 
-examples = settings(
-    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+examples = settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @examples
@@ -114,7 +112,7 @@ def bpe(texts: Sequence[str], merges: Sequence[tuple[str, str]]) -> tokenizers.T
     return inner
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(data=st.data())
 def test_any_merges(data: st.DataObject) -> None:
     """Random pieces, of which every split merges, in random order: the queue is full of outdated entries."""
@@ -204,7 +202,7 @@ def use(path: Path, spec: TokenizerSpec) -> None:
         assert str(path) in str(error) and "again" in str(error)
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(place=st.floats(0, 1, exclude_max=True), value=st.binary(min_size=1, max_size=16))
 def test_damaged_tables(small: tuple[Path, TokenizerSpec], place: float, value: bytes) -> None:
     path, spec = small
@@ -223,7 +221,7 @@ def test_a_file_of_something_else(small: tuple[Path, TokenizerSpec], fill: bytes
     use(tmp_path / "tokenizer.bin", spec)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(data=st.data())
 def test_wrong_geometry(small: tuple[Path, TokenizerSpec], data: st.DataObject) -> None:
     """Tables at other places, or of other lengths, where they fit all the same."""

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tokenizers
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from jinja2.exceptions import TemplateError
 from tables import runtime_tokenizer
@@ -159,7 +159,6 @@ words = st.lists(pieces, min_size=1, max_size=8).map("".join)
 ordinary = words.filter(lambda value: value.strip() and not any(token in value for token in CONTROL))
 
 
-@settings(deadline=None)
 @given(st.lists(ordinary, min_size=1, max_size=4), st.none() | ordinary)
 @example(["a"], "< ")  # Gemma's template does not trim the system text: "<▁" is one token
 def test_the_ids_of_an_ordinary_conversation_are_those_of_transformers(
@@ -180,7 +179,6 @@ hostile = st.lists(
 ).map("".join)
 
 
-@settings(deadline=None)
 @given(st.lists(hostile, min_size=1, max_size=4), hostile, hostile)
 def test_control_tokens_in_a_text_stay_text(parts: list[str], first: str, answer: str) -> None:
     """The ids hold the template's own control tokens and no other, and the text is still all there."""

@@ -156,7 +156,6 @@ def test_forks_go_on_by_themselves(model: Model, fresh: Callable[..., str]) -> N
 )
 @settings(
     max_examples=15,
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
     derandomize=True,
 )

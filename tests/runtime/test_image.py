@@ -296,7 +296,7 @@ def test_truncated_files_are_refused_or_whole(kind: str) -> None:
     assert refused > 50
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.sampled_from(["JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP"]), st.data())
 def test_damaged_files_are_read_or_refused(kind: str, data: st.DataObject) -> None:
     """Nothing but MediaError, and no warning."""

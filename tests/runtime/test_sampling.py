@@ -61,7 +61,7 @@ def near_an_edge(logits: np.ndarray, history: list[int], options: SamplingOption
     return options.top_p < 1 and 0 < kept < probs.size and probs[kept - 1] == probs[kept]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     logits=arrays(
         np.float32, st.integers(1, 40), elements=st.sampled_from([*range(-9, 10), -INF, 0.3, 0.7, 2.4])

@@ -253,7 +253,7 @@ LONG = noise(LONG, -55)[:-77]  # not a whole number of frames
 WHOLE = run(LONG)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(st.integers(0, 50_000), min_size=1, max_size=60), st.integers(400, 100_000))
 def test_blocks_may_be_cut_anywhere(sizes: Sequence[int], rest: int) -> None:
     def blocks() -> Iterator[Samples]:
@@ -274,7 +274,7 @@ lengths = st.lists(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(lengths, st.sampled_from([10.0, 30.0]), st.sampled_from([-70.0, -45.0]))
 def test_whatever_is_said_is_in_a_segment(seconds: Sequence[float], limit: float, level: float) -> None:
     """And `run` checks the order, the limits and the samples of the segments."""

@@ -180,7 +180,7 @@ def test_a_newer_version(model: Model, saved: Path, tmp_path: Path) -> None:
 
 
 @given(data=st.data())
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_damage_is_found(data: st.DataObject, model: Model, saved: Path, tmp_path: Path) -> None:
     """Whatever byte is another one, and wherever it ends."""
     whole = bytearray(saved.read_bytes())

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from edge_gemma.errors import PromptError
@@ -25,7 +25,6 @@ def expected(text: str, stops: list[str]) -> tuple[str, bool]:
     return text, False
 
 
-@settings(deadline=None)
 @given(texts, stop_lists, st.lists(st.integers(0, 100), max_size=10))
 @example("abcd", ["abcd", "bc"], [])
 @example("abcd", ["abcd", "bc"], [1, 2, 3])

@@ -329,7 +329,7 @@ def test_the_bytes_of_tokens_are_those_of_the_text(model: Model) -> None:
     assert {model.tokenizer.token_bytes(token) for token in specials} == {b""}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     choices=st.lists(st.text("ab k<>é.(|", min_size=1, max_size=8), min_size=1, max_size=6),
     random=st.randoms(use_true_random=False),
@@ -401,7 +401,7 @@ def schemas() -> st.SearchStrategy[dict[str, Any]]:
     )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(schema=schemas(), seed=st.integers(0, 2**32))
 def test_random_logits_give_valid_json(
     schema: dict[str, Any], seed: int, model: Model, new_constraint: Callable[..., Constraint]

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import tokenizers
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from tables import DECODERS, runtime_tokenizer, small_tokenizer
 from tokenizers import processors
@@ -48,7 +48,6 @@ def pieces_of(tokenizer: Tokenizer, ids: list[int]) -> list[str]:
 
 
 @pytest.mark.parametrize("name", DECODERS)
-@settings(deadline=None)
 @given(ids=random_ids)
 @example(ids=[*(BYTES[byte] for byte in "é".encode()), BYTES[0xFF]])  # a bad byte spoils the whole run
 def test_ids_have_the_text_of_the_library(name: str, ids: list[int]) -> None:
@@ -56,14 +55,12 @@ def test_ids_have_the_text_of_the_library(name: str, ids: list[int]) -> None:
 
 
 @each_decoder
-@settings(deadline=None)
 @given(ids=random_ids)
 def test_streamed_ids_join_to_their_text(tokenizer: Tokenizer, ids: list[int]) -> None:
     assert "".join(pieces_of(tokenizer, ids)) == tokenizer.decode(ids)
 
 
 @each_decoder
-@settings(deadline=None)
 @given(text=st.text(max_size=30) | st.text(alphabet=" abhi\n😀é", max_size=30))
 def test_streamed_text_joins_to_itself(tokenizer: Tokenizer, text: str) -> None:
     ids = tokenizer.encode(text)
@@ -72,7 +69,6 @@ def test_streamed_text_joins_to_itself(tokenizer: Tokenizer, text: str) -> None:
         assert tokenizer.decode(ids) == text.replace("▁", " ")
 
 
-@settings(deadline=None)
 @given(text=st.text(alphabet="ab é😀漢", max_size=30))
 def test_no_piece_splits_a_character(text: str) -> None:
     assert not any("\ufffd" in piece for piece in pieces_of(gemma, gemma.encode(text)))

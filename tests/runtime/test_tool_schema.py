@@ -188,7 +188,7 @@ def test_values_that_fit(value: Any, schema: Any) -> None:
     check(value, schema, "it")
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     value=st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(), st.just([]), st.just({}))
 )

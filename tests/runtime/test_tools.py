@@ -290,7 +290,7 @@ calls = st.lists(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(calls=calls, fence=st.sampled_from(["{}", "```json\n{}\n```", "Well:\n```tool_code\n{}\n```"]))
 def test_what_is_written_is_read(calls: list[ToolCall], fence: str) -> None:
     assert parse_calls(fence.format(render_calls(calls)), [ANYTHING]) == calls
@@ -299,7 +299,7 @@ def test_what_is_written_is_read(calls: list[ToolCall], fence: str) -> None:
     assert parse_calls(fence.format(written), [ANYTHING]) == calls
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.text() | st.text("set_light(){}[]'\"=,:40\n`\\") | values.map(json.dumps))
 def test_no_text_breaks_the_reader(text: str) -> None:
     try:

@@ -54,7 +54,6 @@ def test_nothing_that_is_sent_breaks_it(described: Any, path: str, method: str, 
     @given(case=described[path][method].as_strategy(generation_mode=mode))
     @settings(
         max_examples=25 if method == "POST" else 5,
-        deadline=None,
         derandomize=True,
         database=None,
         suppress_health_check=list(HealthCheck),
