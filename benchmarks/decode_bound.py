@@ -81,6 +81,10 @@ def main(folder: Path, rounds: int, tokens: int, threads: int) -> None:
     """Decoding with ARTIFACT, and its matrix products alone."""
     artifact = artifacts.read(folder)
     manifest = artifact.manifest
+    if manifest.levels:
+        raise click.UsageError(
+            f"{folder} is elastic: some of its products are in branches, which are not counted"
+        )
     decoder = prepared.open_decoder(artifact, prepared.default_folder(), threads=threads)
     cache = KvCache(decoder.spec, context=rounds * tokens + 1, chunk=1)
     rows = manifest.embeddings
