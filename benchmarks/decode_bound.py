@@ -82,9 +82,7 @@ def main(folder: Path, rounds: int, tokens: int, threads: int) -> None:
     artifact = artifacts.read(folder)
     manifest = artifact.manifest
     if manifest.levels:
-        raise click.UsageError(
-            f"{folder} is elastic: some of its products are in branches, which are not counted"
-        )
+        raise click.UsageError(f"{folder} is elastic: products in branches are not counted")
     decoder = prepared.open_decoder(artifact, prepared.default_folder(), threads=threads)
     cache = KvCache(decoder.spec, context=rounds * tokens + 1, chunk=1)
     rows = manifest.embeddings
