@@ -28,7 +28,8 @@ from edge_gemma.console import show_progress
 from edge_gemma.export.audio import export_audio_encoder
 from edge_gemma.export.checkpoint import open_checkpoint
 from edge_gemma.export.graph import MICROSOFT
-from edge_gemma.export.verify_encoders import compare_soft_tokens, probe_clip, probe_image
+from edge_gemma.export.parity import compare_soft_tokens
+from edge_gemma.export.verify_encoders import probe_clip, probe_image
 from edge_gemma.export.vision import export_vision_encoder
 from edge_gemma.export.weights import WeightedGraph
 from edge_gemma.memory import format_bytes

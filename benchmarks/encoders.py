@@ -11,7 +11,6 @@ are compared with the processor's.
 from __future__ import annotations
 
 import json
-import math
 import multiprocessing
 import statistics
 import tempfile
@@ -27,6 +26,7 @@ import onnxruntime as ort
 from benchmarks.report import print_report
 from edge_gemma import artifact as artifacts
 from edge_gemma.devices import CPU
+from edge_gemma.export.parity import compare_soft_tokens
 from edge_gemma.memory import format_bytes, peak_resident_bytes
 from edge_gemma.runtime.session import open_session
 
@@ -95,12 +95,6 @@ def profile(path: Path, name: str, data: np.ndarray, threads: int, providers: li
     }
 
 
-def signal_to_error(found: np.ndarray, expected: np.ndarray) -> float:
-    """Power of soft tokens over that of their error, in dB."""
-    error = float(np.square(found.astype(np.float64) - expected).sum())
-    return 10 * math.log10(float(np.square(expected.astype(np.float64)).sum()) / error) if error else math.inf
-
-
 @click.command()
 @click.argument("artifact", type=click.Path(path_type=Path))
 @click.option("--runs", default=5, show_default=True)
@@ -127,7 +121,7 @@ def main(artifact: Path, runs: int, threads: int, provider: str | None) -> None:
         if result["provider"] == CPU:
             expected, same = soft_tokens, "-"
         else:
-            result["snr_db"] = signal_to_error(soft_tokens, expected)
+            result["snr_db"] = compare_soft_tokens(soft_tokens, expected).snr_db
             same = f"{result['snr_db']:.0f} dB"
         rows.append(
             (

@@ -31,7 +31,7 @@ from edge_gemma.submodel_choice import SOURCE, Chooser, explain
 from edge_gemma.submodels import Submodel, block_of, find_submodel, published_names
 
 if TYPE_CHECKING:
-    from edge_gemma.export.verify_encoders import EncoderReport
+    from edge_gemma.export.parity import EncoderReport
 
 # recipe → largest relative error and smallest argmax agreement that pass without options
 TOLERANCES = {"fp32": (1e-4, 1.0)}

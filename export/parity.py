@@ -1,4 +1,4 @@
-"""The numeric contract: how the logits of two implementations are compared.
+"""The numeric contract: how the logits, and the soft tokens, of two implementations are compared.
 
 Relative error at a position is max |ours - reference| / max |reference|. Greedy tokens agree where the two
 take the same token, or where the reference's two best logits lie closer than NEAR_TIE and ours is one of
@@ -116,3 +116,26 @@ def _log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
     shifted = logits.astype(np.float64) - logits.max()
     result: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum())
     return result
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderReport:
+    """Soft tokens of one clip or image against the reference's."""
+
+    max_relative_error: float  # max |ours - reference| / max |reference|, over all soft tokens
+    snr_db: float  # power of the reference over that of the error
+
+    def to_dict(self) -> dict[str, float]:
+        return asdict(self)
+
+
+def compare_soft_tokens(found: NDArray[np.float32], reference: NDArray[np.float32]) -> EncoderReport:
+    """Both float32 [tokens, H]."""
+    if found.shape != reference.shape:
+        raise ValueError(f"cannot compare soft tokens of shapes {found.shape} and {reference.shape}")
+    error = found.astype(np.float64) - reference
+    signal = np.square(reference, dtype=np.float64).sum()
+    return EncoderReport(
+        max_relative_error=float(np.abs(error).max() / np.abs(reference).max()),
+        snr_db=float(10 * np.log10(signal / max((error**2).sum(), 1e-20))),
+    )

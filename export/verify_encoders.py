@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,7 @@ from numpy.typing import NDArray
 
 from edge_gemma.artifact import Artifact, AudioSpec, VisionSpec
 from edge_gemma.export.checkpoint import Checkpoint
+from edge_gemma.export.parity import EncoderReport, compare_soft_tokens
 from edge_gemma.export.timm_support import require_timm
 from edge_gemma.export.towers import Encoder
 from edge_gemma.export.vision import PREPARATION
@@ -19,17 +19,6 @@ from edge_gemma.runtime.session import open_session
 
 SECONDS = 3  # of the clip
 HEIGHT, WIDTH = 480, 640  # of the image
-
-
-@dataclass(frozen=True, kw_only=True)
-class EncoderReport:
-    """Soft tokens of one clip or image against the reference's."""
-
-    max_relative_error: float  # max |ours - reference| / max |reference|, over all soft tokens
-    snr_db: float  # power of the reference over that of the error
-
-    def to_dict(self) -> dict[str, float]:
-        return asdict(self)
 
 
 def verify_encoders(
@@ -57,18 +46,6 @@ def verify_encoders(
         reports[kind] = compare_soft_tokens(found, reference_soft_tokens(checkpoint, kind, data))
         progress.advance()
     return reports
-
-
-def compare_soft_tokens(found: NDArray[np.float32], reference: NDArray[np.float32]) -> EncoderReport:
-    """Both float32 [tokens, H]."""
-    if found.shape != reference.shape:
-        raise ValueError(f"cannot compare soft tokens of shapes {found.shape} and {reference.shape}")
-    error = found.astype(np.float64) - reference
-    signal = np.square(reference, dtype=np.float64).sum()
-    return EncoderReport(
-        max_relative_error=float(np.abs(error).max() / np.abs(reference).max()),
-        snr_db=float(10 * np.log10(signal / max((error**2).sum(), 1e-20))),
-    )
 
 
 def reference_soft_tokens(checkpoint: Checkpoint, kind: str, data: NDArray[Any]) -> NDArray[np.float32]:

@@ -15,7 +15,7 @@ from edge_gemma.artifact import Artifact, Manifest
 from edge_gemma.candidates import DEFAULT_CONTEXT, advise, of_artifact
 from edge_gemma.devices import CPU, Device, detect_device, find_device
 from edge_gemma.errors import BudgetError, PromptError, check_count
-from edge_gemma.memory import format_bytes, parse_bytes, release_free_memory
+from edge_gemma.memory import format_bytes, parse_bytes
 from edge_gemma.planning import Needs, Plan, plan, settle
 from edge_gemma.runtime import prepared
 
@@ -118,7 +118,6 @@ def load(
         decoder = prepared.open_decoder(
             artifact, folder, global_kv=planned.global_kv, threads=threads, level=index
         )
-    release_free_memory()
     planned = settings(needs, prepared=decoder.prepared, global_kv=planned.global_kv)
     _check_budget(manifest, planned, index)
 

@@ -72,6 +72,8 @@ class Decoder:
             with contextlib.ExitStack() as stack:
                 if self.prepared:  # each matrix is packed once more, compared, and let go
                     stack.enter_context(keeping_freed_memory())
+                else:
+                    stack.callback(release_free_memory)
                 if self.prepared and self._elastic:  # of branches, originals are held until all is loaded
                     stack.enter_context(dropping_pages({self._data}))
                 self._session = open_session(self._graph, self._threads, prepared=self.prepared)

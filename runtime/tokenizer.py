@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -67,9 +67,9 @@ class Tokenizer:
         return tuple(self._special.values())
 
     @property
-    def special_ids(self) -> frozenset[int]:
+    def special_ids(self) -> Set[int]:
         """The ids of the control tokens."""
-        return frozenset(self._special)
+        return self._special.keys()
 
     def token_id(self, text: str) -> int | None:
         """The id of the token with exactly this text (`▁` for a space), or None."""
