@@ -2,7 +2,7 @@
 
     python -m benchmarks.decode_bound ARTIFACT [--rounds 15] [--tokens 16] [--threads 2]
 
-The products are those of the artifact's graph, over the same weights and in the same order, with nothing in
+The products are those of the artifact's graphs, over the same weights and in the same order, with nothing in
 between: as if norms, attention, AltUp and the running of nodes cost nothing. Both are in one process and take
 turns; ratios are taken within a round. The products' weights are packed in memory of their own here.
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 
@@ -33,10 +33,10 @@ PRODUCT = "MatMulNBits"
 GB = 1e9
 
 
-def products_alone(graph: Path, folder: Path) -> tuple[Path, dict[str, int]]:
+def products_alone(graphs: Sequence[Path], folder: Path) -> tuple[Path, dict[str, int]]:
     """Write a model of the products of a decoder; its inputs' names and widths."""
-    model = onnx.load(graph, load_external_data=False)
-    nodes = [node for node in model.graph.node if node.op_type == PRODUCT]
+    models = [onnx.load(graph, load_external_data=False) for graph in graphs]
+    nodes = [node for model in models for node in model.graph.node if node.op_type == PRODUCT]
     widths: dict[str, int] = {}
     for node in nodes:
         columns = next(a.i for a in node.attribute if a.name == "K")
@@ -51,13 +51,16 @@ def products_alone(graph: Path, folder: Path) -> tuple[Path, dict[str, int]]:
             for name, width in widths.items()
         ],
         [helper.make_tensor_value_info(node.output[0], TensorProto.FLOAT, None) for node in nodes],
-        [tensor for tensor in model.graph.initializer if tensor.name in read],
+        [tensor for model in models for tensor in model.graph.initializer if tensor.name in read],
     )
     path = folder / "products.onnx"
-    made = helper.make_model(alone, opset_imports=model.opset_import, ir_version=model.ir_version)
+    first = models[0]
+    made = helper.make_model(alone, opset_imports=first.opset_import, ir_version=first.ir_version)
     path.write_bytes(made.SerializeToString())
     for name in {e.value for t in alone.initializer for e in t.external_data if e.key == "location"}:
-        os.link(graph.parent / name, folder / name)  # onnxruntime follows no links out of a model's folder
+        os.link(
+            graphs[0].with_name(name), folder / name
+        )  # onnxruntime follows no links out of a model's folder
     return path, widths
 
 
@@ -89,7 +92,8 @@ def main(folder: Path, rounds: int, tokens: int, threads: int) -> None:
     embeds = np.zeros((1, 1, rows.hidden_size), np.float32)
     per_layer = np.zeros((1, 1, rows.layers, rows.per_layer_width), np.float32)
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-        path, widths = products_alone(artifact.path(decoder.spec.file), Path(scratch))
+        graphs = [artifact.path(graph.file) for graph in decoder.spec.graphs]
+        path, widths = products_alone(graphs, Path(scratch))
         session = open_session(path, threads)
         binding = bind(session, widths)
         turns: dict[str, Callable[[], object]] = {

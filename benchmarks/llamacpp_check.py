@@ -20,8 +20,8 @@ from edge_gemma.export.synthetic import SyntheticCheckpoint
 from edge_gemma.export.verify import forced_logits
 from edge_gemma.models import MODELS
 from edge_gemma.recipes import find_recipe
+from edge_gemma.runtime.decoder import Decoder
 from edge_gemma.runtime.embeddings import EmbeddingStore
-from edge_gemma.runtime.session import Decoder
 
 NARROW = MODELS["E2B"] | {
     "vocab_size": 2064,

@@ -37,8 +37,8 @@ from edge_gemma.footprint import memory_spec
 from edge_gemma.memory import format_bytes
 from edge_gemma.recipes import MatrixFormat, Recipe, RowFormat, load_recipes
 from edge_gemma.runtime.chat import ChatTemplate
+from edge_gemma.runtime.decoder import Decoder
 from edge_gemma.runtime.embeddings import EmbeddingStore
-from edge_gemma.runtime.session import Decoder
 from edge_gemma.runtime.tokenizer import Tokenizer
 
 ATTENTION = ("attention", "attention_output")

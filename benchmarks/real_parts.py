@@ -30,9 +30,9 @@ from edge_gemma.export.verify import forced_logits, verify
 from edge_gemma.progress import Progress
 from edge_gemma.recipes import Recipe
 from edge_gemma.runtime import bench, check_process
+from edge_gemma.runtime.decoder import Decoder
 from edge_gemma.runtime.embeddings import EmbeddingStore
 from edge_gemma.runtime.loading import load
-from edge_gemma.runtime.session import Decoder
 
 LONGEST_TEXT = 1024  # tokens of a prompt: a row of logits of E2B takes 1 MiB
 CHUNK = 128  # tokens of a prompt computed at once

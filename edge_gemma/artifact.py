@@ -18,12 +18,11 @@ from edge_gemma.errors import ArtifactError, FormatVersionError, PromptError
 from edge_gemma.schema import SchemaError, from_dict
 from edge_gemma.tokenizer_spec import TokenizerSpec
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 MANIFEST = "manifest.json"
 EMBEDDINGS = "embeddings.bin"
-DECODER = "decoder.onnx"
-DECODER_DATA = "decoder.onnx.data"
-DECODER_INT8_KV = "decoder_int8_kv.onnx"
+DECODER = ("decoder_kv.onnx", "decoder_logits.onnx")
+DECODER_INT8_KV = ("decoder_kv_int8.onnx", "decoder_logits_int8.onnx")
 AUDIO_ENCODER = "audio_encoder.onnx"
 VISION_ENCODER = "vision_encoder.onnx"
 TOKENIZER = "tokenizer.bin"
@@ -58,22 +57,37 @@ class KvBuffer:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DecoderSpec:
-    """A decoder graph.
-
-    One call takes S tokens and returns the logits of the last `num_logits` of them. Inputs, besides the KV
-    buffers: inputs_embeds [B, S, H], per_layer_inputs [B, S, L, P], position_ids [B, S] (absolute),
-    num_logits [1], sliding_rows / global_rows [B]: how many rows the KV buffers of that kind hold after this
-    call, and, of an elastic artifact, level [1]: which of its levels computes. A sliding buffer needs room
-    for sliding_window - 1 + S rows.
-    """
+class GraphSpec:
+    """One of the graphs of a decoder."""
 
     file: str
-    data: str  # the file with its weights
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderSpec:
+    """A decoder: graphs that run in turn.
+
+    One call takes S tokens and returns the logits of the last `num_logits` of them. The first graph writes
+    the tokens' KV; those behind it are there for the logits alone, and need not run where none are wanted.
+
+    Inputs, besides the KV buffers: inputs_embeds [B, S, H], per_layer_inputs [B, S, L, P], position_ids
+    [B, S] (absolute), num_logits [1], sliding_rows / global_rows [B]: how many rows the KV buffers of that
+    kind hold after this call, and, of an elastic artifact, level [1]: which of its levels computes. An input
+    of any other name is the output of that name of a graph before. A sliding buffer needs room for
+    sliding_window - 1 + S rows.
+    """
+
+    graphs: tuple[GraphSpec, ...]
+    data: str  # the file with the weights of them all
     kv: tuple[KvBuffer, ...]
     sliding_window: int
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The graphs and their weights."""
+        return (*(graph.file for graph in self.graphs), self.data)
 
     @property
     def global_kv(self) -> str:
@@ -366,8 +380,9 @@ def _read_manifest(folder: Path) -> Manifest:
     needed = [manifest.embeddings.file, manifest.chat_template]
     needed += [manifest.tokenizer.file, manifest.tokenizer.original]
     needed += [spec.file for spec in (manifest.audio, manifest.vision) if spec]
-    for decoder in (manifest.decoder, manifest.decoder_int8_kv):
-        needed += [decoder.file, decoder.data] if decoder else []
+    decoders = [decoder for decoder in (manifest.decoder, manifest.decoder_int8_kv) if decoder]
+    for decoder in decoders:
+        needed += decoder.files
     for name in (*manifest.files, *needed):
         if name in ("", ".", "..") or Path(name).name != name or "\\" in name:
             raise ArtifactError(f"{path} names the file {name!r}: expected a plain name inside the folder")
@@ -375,6 +390,8 @@ def _read_manifest(folder: Path) -> Manifest:
             raise ArtifactError(
                 f"{path} uses {name!r} and does not list it under files; export the artifact again"
             )
+    if not all(decoder.graphs and decoder.kv for decoder in decoders):
+        raise ArtifactError(f"{path}: its decoder cannot be right; copy or export the artifact again")
     if not _records_fit(manifest):
         raise ArtifactError(f"{path}: its embeddings cannot be right; copy or export the artifact again")
     if not manifest.tokenizer.fits(manifest.files[manifest.tokenizer.file].bytes):

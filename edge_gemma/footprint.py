@@ -25,7 +25,7 @@ KINDS = (
 
 
 def decoder_bytes(config: TextConfig, recipe: Recipe) -> int:
-    """Size of decoder.onnx.data."""
+    """Size of decoder.data."""
     return sum(_stored(shape, fmt) for shape, fmt in _decoder_tensors(config, recipe))
 
 

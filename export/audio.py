@@ -116,15 +116,15 @@ def export_audio_encoder(
         (tokens,) = Splicer(graph, "audio", progress.advance).splice(traced, {"input_features": features})
         graph.op("Squeeze", tokens, graph.constant([0], np.int64), out="soft_tokens")
         graph.output("soft_tokens", "float32", ("tokens", hidden))
-        graph.save()
+        (saved,) = graph.save()
     frames_per_token = encoder.config.conf_reduction_factor * math.prod(
         stride[0] for stride in encoder.config.sscp_conv_stride_size
     )
     longest = longest_clip(media.soft_tokens, frames_per_token)
     return AudioSpec(
         file=AUDIO_ENCODER,
-        input=graph.inputs()[0],
-        output=graph.outputs()[0],
+        input=saved.inputs[0],
+        output=saved.outputs[0],
         sample_rate=SAMPLE_RATE,
         min_samples=FRAME + 1,
         max_samples=longest,

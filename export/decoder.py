@@ -1,4 +1,4 @@
-"""The Gemma 3n decoder as an ONNX graph of onnxruntime's fused operators.
+"""The Gemma 3n decoder as two ONNX graphs of onnxruntime's fused operators.
 
 Shapes: B batch, S tokens of this call, R ≤ S rows that go on to the logits, H hidden, N AltUp streams,
 L layers, P per-layer width. Formulas follow transformers' modeling_gemma3n.py; AltUp is the paper
@@ -7,9 +7,10 @@ L layers, P per-layer width. Formulas follow transformers' modeling_gemma3n.py; 
 Three things differ from the reference in form, not in result:
 
 - Layers that share the KV of earlier layers own none, so only the rows that go on to the logits need them:
-  the streams are cut to the last `num_logits` rows before the first shared layer. Prefilling a prompt
-  runs 20 of E2B's 30 layers (20 of E4B's 35) for all tokens but the last.
-- Levels of an elastic artifact share the graph: what only wider ones have is inside an `If` on the input
+  they and the head are a graph of their own, which cuts the streams to the last `num_logits` rows. Prefilling
+  a prompt runs 20 of E2B's 30 layers (20 of E4B's 35) for all tokens but the last. Two graphs are also loaded
+  side by side, each on a core.
+- Levels of an elastic artifact share the graphs: what only wider ones have is inside an `If` on the input
   `level`, so that the narrowest is computed by the nodes of its own export, and the weights of the others are
   not read.
 - The per-layer residual of a layer is added to the streams by the next layer's AltUp prediction, which is
@@ -56,12 +57,11 @@ class DecoderBuilder:
         self.levels = Levels(graph.config, levels)
         self._reached: dict[int, str] = {}  # level → bool [1], whether the one that runs is it or a wider one
 
-    def build(self, files: Mapping[str, str], data: str) -> dict[str, DecoderSpec]:
-        """Build everything; the graph has a variant for each dtype of the global layers' KV cache.
+    def build(self, files: Mapping[str, Sequence[str]]) -> dict[str, DecoderSpec]:
+        """Build and save everything; there is a variant for each dtype of the global layers' KV cache.
 
         Args:
-            files: dtype of the global layers' KV cache → file that its variant will be saved to.
-            data: file with the weights of them all.
+            files: dtype of the global layers' KV cache → files of its graphs.
 
         Returns:
             What the manifest says of each variant.
@@ -87,6 +87,7 @@ class DecoderBuilder:
         streams, residual = self.altup.expand(x0), ""
         for layer in range(c.num_hidden_layers):
             if layer == first:
+                self._cut(streams, residual)
                 streams, residual, x0, shared, index = (
                     self._last_rows(t, start) for t in (streams, residual, x0, shared, rows.positions)
                 )
@@ -96,19 +97,24 @@ class DecoderBuilder:
                 streams, residual = self._layer_of_levels(layer, streams, residual, rows)
             self.advance()
         if first == c.num_hidden_layers:
+            self._cut(streams, residual)
             streams, residual = (self._last_rows(t, start) for t in (streams, residual))
         self._head(self.altup.collapse(streams, residual))
         return {
             dtype: DecoderSpec(
-                file=file,
-                data=data,
-                inputs=g.inputs(dtype),
-                outputs=g.outputs(dtype),
+                graphs=g.save(dtype, names),
+                data=g.data_file,
                 kv=self.attention.buffers(dtype),
                 sliding_window=c.sliding_window,
             )
-            for dtype, file in files.items()
+            for dtype, names in files.items()
         }
+
+    def _cut(self, streams: str, residual: str) -> None:
+        """End the graph that all tokens need: what follows is for those with logits."""
+        c = self.g.config
+        each = ("batch", "tokens")
+        self.g.cut((streams, (*each, c.altup_num_inputs, c.hidden_size)), (residual, (*each, c.hidden_size)))
 
     # -- rows -------------------------------------------------------------------------------------------
 

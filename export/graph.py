@@ -13,7 +13,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from edge_gemma.artifact import TensorSpec
+from edge_gemma.artifact import GraphSpec, TensorSpec
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -31,10 +31,12 @@ class Graph:
     """Builds one model file and its external data.
 
     Weights are written the moment they are added, so that no more than one is in memory. Use as a
-    context manager; `save` writes the model.
+    context manager; `save` writes the model, the data are in a file of its name and .data.
 
     A model may have variants that share its data: what is added inside `only(variant)` is part of that one
-    alone, everything else of all of them. Each is saved to a file of its own.
+    alone, everything else of all of them. Each is saved to files of its own.
+
+    `cut` ends a part of the model: what comes behind it is in another file, over the same data.
 
     Nodes added inside `branch()` wait for `either`, which makes them one side of an `If`. They may read
     everything that was added before; weights stay outside.
@@ -50,6 +52,7 @@ class Graph:
         self._initializers: list[tuple[str, TensorProto]] = []
         self._inputs: list[tuple[str, TensorSpec]] = []
         self._outputs: list[tuple[str, TensorSpec]] = []
+        self._cuts: list[int] = []  # how many outputs there were at each
         self._variant = ""
         self._scope: list[str] = []
         self._names: dict[str, int] = {}
@@ -60,6 +63,11 @@ class Graph:
 
     def __exit__(self, *error: type[BaseException] | BaseException | TracebackType | None) -> None:
         self._data.close()
+
+    @property
+    def data_file(self) -> str:
+        """Name of the file with the weights."""
+        return self._data_path.name
 
     @property
     def current_scope(self) -> tuple[str, ...]:
@@ -83,14 +91,6 @@ class Graph:
         finally:
             self._variant = before
 
-    def inputs(self, variant: str = "") -> tuple[TensorSpec, ...]:
-        """The inputs declared so far, of a variant where there are any."""
-        return tuple(_part(self._inputs, variant))
-
-    def outputs(self, variant: str = "") -> tuple[TensorSpec, ...]:
-        """The outputs declared so far, of a variant where there are any."""
-        return tuple(_part(self._outputs, variant))
-
     def input(self, name: str, dtype: str, shape: tuple[int | str, ...]) -> str:
         """Declare a graph input; `dtype` is numpy's name, a string in `shape` a symbolic dimension."""
         self._inputs.append((self._variant, TensorSpec(name=name, dtype=dtype, shape=shape)))
@@ -99,6 +99,19 @@ class Graph:
     def output(self, name: str, dtype: str, shape: tuple[int | str, ...]) -> None:
         """Declare a graph output, by the name of a node's output."""
         self._outputs.append((self._variant, TensorSpec(name=name, dtype=dtype, shape=shape)))
+
+    def cut(self, *carried: tuple[str, tuple[int | str, ...]]) -> None:
+        """End a part of the model; the next one goes on from the outputs that it declared, and these.
+
+        What nodes behind the cut read of the others before it is computed anew, so `carried` must not leave
+        out what takes long.
+
+        Args:
+            carried: names and shapes of outputs of nodes, float32.
+        """
+        for name, shape in carried:
+            self.output(name, "float32", shape)
+        self._cuts.append(len(self._outputs))
 
     def op(self, kind: str, *inputs: str, domain: str = "", out: str | None = None, **attributes: Any) -> str:
         """Add a node with one output and return the output's name ("" as an input leaves it out)."""
@@ -186,23 +199,32 @@ class Graph:
             self._nodes.append((variant, helper.make_node("If", [condition], outputs, name=name, **sides)))
         return outputs
 
-    def save(self, variant: str = "", path: Path | None = None) -> None:
-        """Write the model file, or that of a variant to `path`; the data file is complete from here on."""
+    def save(self, variant: str = "", files: Sequence[str] = ()) -> tuple[GraphSpec, ...]:
+        """Write the model file, or those of the parts of a variant beside it, and say what is in them.
+
+        The data file is complete from here on.
+        """
         self._data.close()
-        graph = helper.make_graph(
-            _part(self._nodes, variant),
-            self._name,
-            [_value_info(spec) for spec in self.inputs(variant)],
-            [_value_info(spec) for spec in self.outputs(variant)],
-            _part(self._initializers, variant),
-        )
-        model = helper.make_model(
-            graph,
-            opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)],
-            ir_version=IR_VERSION,
-            producer_name="edge-gemma",
-        )
-        (path or self._path).write_bytes(model.SerializeToString())
+        made: list[TensorSpec] = []  # by the parts before
+        specs = []
+        ends = [*self._cuts, len(self._outputs)]
+        for file, first, last in zip(files or [self._path.name], [0, *ends], ends, strict=False):
+            outputs = _part(self._outputs[first:last], variant)
+            nodes = _needed(_part(self._nodes, variant), outputs, made)
+            read = set().union(*(_reads(node) for node in nodes))
+            inputs = [spec for spec in (*_part(self._inputs, variant), *made) if spec.name in read]
+            weights = [tensor for tensor in _part(self._initializers, variant) if tensor.name in read]
+            graph = helper.make_graph(nodes, self._name, _value_infos(inputs), _value_infos(outputs), weights)
+            model = helper.make_model(
+                graph,
+                opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)],
+                ir_version=IR_VERSION,
+                producer_name="edge-gemma",
+            )
+            self._path.with_name(file).write_bytes(model.SerializeToString())
+            specs.append(GraphSpec(file=file, inputs=tuple(inputs), outputs=tuple(outputs)))
+            made += outputs
+        return tuple(specs)
 
     def unique(self, name: str) -> str:
         """A name in the current scope that nothing else has."""
@@ -216,6 +238,32 @@ def _part(added: list[tuple[str, T]], variant: str) -> list[T]:
     return [item for owner, item in added if owner in ("", variant)]
 
 
-def _value_info(spec: TensorSpec) -> onnx.ValueInfoProto:
-    dtype = helper.np_dtype_to_tensor_dtype(np.dtype(spec.dtype))
-    return helper.make_tensor_value_info(spec.name, dtype, spec.shape)
+def _needed(
+    nodes: list[onnx.NodeProto], wanted: Sequence[TensorSpec], made: Sequence[TensorSpec]
+) -> list[onnx.NodeProto]:
+    """Those of `nodes` that `wanted` depends on, where `made` is there already."""
+    missing = {spec.name for spec in wanted}
+    there = {spec.name for spec in made}
+    needed = []
+    for node in reversed(nodes):
+        if missing.intersection(node.output):
+            needed.append(node)
+            missing |= _reads(node) - there
+    return needed[::-1]
+
+
+def _reads(node: onnx.NodeProto) -> set[str]:
+    """What a node and the nodes of its branches read; that of branches' own nodes is in it, too."""
+    names = set(node.input)
+    for attribute in node.attribute:
+        names.update(*(_reads(inner) for inner in attribute.g.node))
+    return names
+
+
+def _value_infos(specs: Sequence[TensorSpec]) -> list[onnx.ValueInfoProto]:
+    return [
+        helper.make_tensor_value_info(
+            spec.name, helper.np_dtype_to_tensor_dtype(np.dtype(spec.dtype)), spec.shape
+        )
+        for spec in specs
+    ]

@@ -12,7 +12,6 @@ from edge_gemma import __version__
 from edge_gemma.artifact import (
     CHAT_TEMPLATE,
     DECODER,
-    DECODER_DATA,
     DECODER_INT8_KV,
     EMBEDDINGS,
     FORMAT_VERSION,
@@ -191,10 +190,8 @@ def _write_decoder(
         )
     if FULL in c.layer_types and not fixed:
         files |= {dtype: DECODER_INT8_KV for dtype in other}
-    with WeightedGraph("gemma3n-decoder", folder / DECODER, checkpoint, recipe) as graph:
-        specs = DecoderBuilder(graph, progress.advance, levels).build(files, DECODER_DATA)
-        for dtype, file in files.items():
-            graph.save(dtype, folder / file)
+    with WeightedGraph("gemma3n-decoder", folder / "decoder", checkpoint, recipe) as graph:
+        specs = DecoderBuilder(graph, progress.advance, levels).build(files)
     first, *second = specs.values()
     return first, second[0] if second else None
 

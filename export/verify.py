@@ -26,9 +26,9 @@ from edge_gemma.export.parity import ParityReport, combine, compare
 from edge_gemma.export.timm_support import repair_torchvision
 from edge_gemma.progress import Progress, Silent
 from edge_gemma.runtime.chat import ChatTemplate
+from edge_gemma.runtime.decoder import Decoder
 from edge_gemma.runtime.embeddings import EmbeddingStore
 from edge_gemma.runtime.kv_cache import KvCache
-from edge_gemma.runtime.session import Decoder
 from edge_gemma.runtime.tokenizer import Tokenizer
 
 PROMPTS = (

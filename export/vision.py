@@ -127,11 +127,11 @@ def export_vision_encoder(
         (tokens,) = Splicer(graph, "vision", progress.advance).splice(traced, {"pixels": pixels})
         graph.op("Identity", tokens, out="soft_tokens")
         graph.output("soft_tokens", "float32", expected)
-        graph.save()
+        (saved,) = graph.save()
     return VisionSpec(
         file=VISION_ENCODER,
-        input=graph.inputs()[0],
-        output=graph.outputs()[0],
+        input=saved.inputs[0],
+        output=saved.outputs[0],
         soft_tokens=media.soft_tokens,
         memory=resident_weights(path, recipe.matrices["vision"]) + _activations(traced),
     )

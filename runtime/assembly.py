@@ -9,13 +9,13 @@ from edge_gemma.artifact import Artifact
 from edge_gemma.memory import release_free_memory
 from edge_gemma.planning import KEPT, TURNS, Plan
 from edge_gemma.runtime.chat import ChatTemplate
+from edge_gemma.runtime.decoder import Decoder
 from edge_gemma.runtime.embeddings import EmbeddingStore
 from edge_gemma.runtime.encoders import Encoders
 from edge_gemma.runtime.engine import Model
 from edge_gemma.runtime.generation import Generator
 from edge_gemma.runtime.prefixes import Prefixes, room
 from edge_gemma.runtime.prompt import PromptBuilder
-from edge_gemma.runtime.session import Decoder
 from edge_gemma.runtime.tokenizer import Tokenizer
 
 

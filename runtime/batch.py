@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from edge_gemma.artifact import DecoderSpec, MemorySpec
 from edge_gemma.memory import peak_resident_bytes
 from edge_gemma.runtime.answer import Answer, Request
+from edge_gemma.runtime.decoder import Decoder
 from edge_gemma.runtime.embeddings import EmbeddingStore
 from edge_gemma.runtime.kv_cache import KvCache, KvMemory
-from edge_gemma.runtime.session import Decoder
 from edge_gemma.runtime.statistics import Statistics
 
 Begin = Callable[[Request, Statistics], Iterable[int]]

@@ -152,16 +152,16 @@ def prepare_command(
         raise click.UsageError("Missing argument 'ARTIFACT'.")
     else:
         opened = artifacts.read(artifact)
-        graph = prepared.prepare(opened, folder, global_kv=global_kv, threads=threads)
-        size, peak = sum(f.stat().st_size for f in graph.parent.iterdir()), peak_resident_bytes()
+        entry = prepared.prepare(opened, folder, global_kv=global_kv, threads=threads)
+        size, peak = sum(f.stat().st_size for f in entry.iterdir()), peak_resident_bytes()
         report = {
-            "prepared": str(graph.parent),
+            "prepared": str(entry),
             "global_kv": opened.decoder(global_kv).global_kv,
             "bytes": size,
             "peak_memory_bytes": peak,
         }
         kv = report["global_kv"]
-        text = f"{artifact} is prepared, global KV in {kv}: {format_bytes(size)} in {graph.parent}"
+        text = f"{artifact} is prepared, global KV in {kv}: {format_bytes(size)} in {entry}"
     click.echo(json.dumps(report) if as_json else text)
 
 

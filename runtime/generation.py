@@ -12,12 +12,12 @@ from threading import Event
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_gemma.runtime.decoder import Decoder
 from edge_gemma.runtime.embeddings import EmbeddingStore, RowCounters
 from edge_gemma.runtime.kv_cache import KvCache
 from edge_gemma.runtime.kv_state import KvState
 from edge_gemma.runtime.prefixes import Prefixes, common
 from edge_gemma.runtime.sampling import Sampler
-from edge_gemma.runtime.session import Decoder
 from edge_gemma.runtime.speculation import Speculation
 from edge_gemma.runtime.statistics import Statistics
 
@@ -212,7 +212,8 @@ class Generator:
             if cancel and cancel.is_set():
                 return None
             here = slice(start, start + self._chunk)
-            logits = self._feed(ids[here], keys[here], soft)
+            last = here.stop >= len(ids)
+            logits = self._feed(ids[here], keys[here], soft, num_logits=int(last))
             for place in partings:
                 if start < place <= len(self._held) and stored + WORTH <= place < len(ids):
                     self.prefixes.add(self._view(place), end=False)

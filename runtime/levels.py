@@ -8,9 +8,9 @@ from edge_gemma.artifact import LevelSpec
 from edge_gemma.errors import BudgetError, PromptError
 from edge_gemma.memory import format_bytes, parse_bytes, reachable_bytes
 from edge_gemma.planning import Plan
+from edge_gemma.runtime.decoder import Decoder
 from edge_gemma.runtime.embeddings import EmbeddingStore
 from edge_gemma.runtime.kv_cache import KvCache
-from edge_gemma.runtime.session import Decoder
 from edge_gemma.runtime.statistics import Statistics
 
 

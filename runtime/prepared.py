@@ -3,7 +3,7 @@
 onnxruntime rearranges every matrix for the kernels of the processor it runs on. Held in memory of its own,
 packed weights can neither be shared nor leave; mapped from a file they can do both, and load faster. The
 form depends on the processor and on the build of onnxruntime, so it belongs to a machine, not to an artifact.
-Each of an artifact's decoder graphs has an entry of its own, from its first use on.
+Each of an artifact's decoders has an entry of its own, from its first use on.
 While loading, onnxruntime packs each matrix once more and compares: a file that does not fit costs memory,
 never a wrong answer. That is why the file holds the original matrices too.
 """
@@ -25,14 +25,15 @@ from typing import Any
 
 import onnxruntime as ort
 
-from edge_gemma.artifact import DECODER, Artifact, DecoderSpec
+from edge_gemma.artifact import Artifact, DecoderSpec
 from edge_gemma.errors import ArtifactError, CacheError
 from edge_gemma.machine import FEATURES, processor
 from edge_gemma.memory import format_bytes, release_free_memory
-from edge_gemma.runtime.session import Decoder, open_session
+from edge_gemma.runtime.decoder import Decoder
+from edge_gemma.runtime.session import open_session
 
 logger = logging.getLogger(__name__)
-LAYOUT = 1  # of an entry in the cache
+LAYOUT = 2  # of an entry in the cache
 RECORD = "prepared.json"
 LOCK = "lock"
 
@@ -47,7 +48,7 @@ def default_folder() -> Path:
 
 
 def find(artifact: Artifact, folder: Path, *, global_kv: str | None = None) -> Path | None:
-    """The prepared graph of an artifact, or None where there is none that is whole and of this machine.
+    """The folder of an artifact's prepared graphs, or None if they are not whole and of this machine.
 
     Raises:
         PromptError: the artifact has no such KV cache.
@@ -58,13 +59,13 @@ def find(artifact: Artifact, folder: Path, *, global_kv: str | None = None) -> P
         whole = all((entry / name).stat().st_size == size for name, size in record["files"].items())
     except (OSError, ValueError, KeyError, AttributeError, TypeError):
         return None
-    return entry / DECODER if whole else None
+    return entry if whole else None
 
 
 def prepare(
     artifact: Artifact, folder: Path, *, global_kv: str | None = None, threads: int | None = None
 ) -> Path:
-    """The prepared graph of an artifact, written first where there is none.
+    """The folder of an artifact's prepared graphs, written first where there is none.
 
     Several processes may call this at once: one writes, the others wait for it. An entry appears when it is
     whole; what a killed process left is removed by the next one, and so are entries of an older export to the
@@ -116,8 +117,8 @@ def open_decoder(
     """
     if folder:
         try:
-            graph = prepare(artifact, folder, global_kv=global_kv, threads=threads)
-            return Decoder(artifact, global_kv=global_kv, threads=threads, prepared=graph, level=level)
+            entry = prepare(artifact, folder, global_kv=global_kv, threads=threads)
+            return Decoder(artifact, global_kv=global_kv, threads=threads, prepared=entry, level=level)
         except CacheError as error:
             logger.warning("%s; going on without a cache, which takes longer to load", error)
         except ArtifactError as error:
@@ -150,7 +151,7 @@ def forget(folder: Path, source: Path | None = None, *, keep: Collection[str] = 
 
 def _key(artifact: Artifact, spec: DecoderSpec) -> str:
     """Names an entry: the decoder's contents, the build of onnxruntime, what its kernels are chosen by."""
-    decoder = [(name, artifact.manifest.files[name].sha256) for name in (spec.file, spec.data)]
+    decoder = [(name, artifact.manifest.files[name].sha256) for name in spec.files]
     _, flags = processor()
     features = [platform.machine(), *(name for name in FEATURES if name in flags)]
     facts = [LAYOUT, decoder, ort.__version__, ort.get_build_info(), features]
@@ -158,7 +159,7 @@ def _key(artifact: Artifact, spec: DecoderSpec) -> str:
 
 
 def _others(artifact: Artifact, spec: DecoderSpec) -> set[str]:
-    """Names of the entries of an artifact's other decoder graphs, as they are now."""
+    """Names of the entries of an artifact's other decoders, as they are now."""
     return {_key(artifact, other) for other in artifact.manifest.decoders.values() if other != spec}
 
 
@@ -170,12 +171,13 @@ def _write(artifact: Artifact, spec: DecoderSpec, folder: Path, threads: int | N
     staging = Path(tempfile.mkdtemp(suffix=".tmp", dir=folder))
     try:
         try:
-            open_session(artifact.path(spec.file), threads, save_to=staging / DECODER)
+            for graph in spec.graphs:
+                open_session(artifact.path(graph.file), threads, save_to=staging / graph.file)
+                release_free_memory()
         except ArtifactError as error:
             if shutil.disk_usage(folder).free < _bytes_needed(artifact, spec) // 20:
                 raise CacheError(f"the disk of {folder} is full") from None
             raise error
-        release_free_memory()
         record: dict[str, Any] = {
             "source": str(artifact.folder.resolve()),
             "host": _host(),
@@ -186,7 +188,7 @@ def _write(artifact: Artifact, spec: DecoderSpec, folder: Path, threads: int | N
         entry = folder / _key(artifact, spec)
         shutil.rmtree(entry, ignore_errors=True)  # one that is not whole
         staging.rename(entry)
-        return entry / DECODER
+        return entry
     except BaseException:  # Ctrl-C too
         shutil.rmtree(staging, ignore_errors=True)
         raise
@@ -194,7 +196,7 @@ def _write(artifact: Artifact, spec: DecoderSpec, folder: Path, threads: int | N
 
 def _bytes_needed(artifact: Artifact, spec: DecoderSpec) -> int:
     manifest = artifact.manifest
-    stored = sum(manifest.files[name].bytes for name in (spec.file, spec.data))
+    stored = sum(manifest.files[name].bytes for name in spec.files)
     return stored + manifest.memory.weights
 
 

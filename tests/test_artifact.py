@@ -17,9 +17,11 @@ from edge_gemma.errors import ArtifactError, FormatVersionError, PromptError
 
 FILES = [
     "chat_template.jinja",
-    "decoder.onnx",
-    "decoder.onnx.data",
-    "decoder_int8_kv.onnx",
+    "decoder.data",
+    "decoder_kv.onnx",
+    "decoder_kv_int8.onnx",
+    "decoder_logits.onnx",
+    "decoder_logits_int8.onnx",
     "embeddings.bin",
     "tokenizer.bin",
     "tokenizer.json",
@@ -98,8 +100,8 @@ def test_one_changed_byte(folder: Path, name: str, where: float) -> None:
 @pytest.mark.parametrize(
     ("version", "kind", "advice"),
     [
-        (5, FormatVersionError, "has format version 5, this edge-gemma reads 4: upgrade edge-gemma"),
-        (2, FormatVersionError, "has format version 2, this edge-gemma reads 4: export it again"),
+        (6, FormatVersionError, "has format version 6, this edge-gemma reads 5: upgrade edge-gemma"),
+        (2, FormatVersionError, "has format version 2, this edge-gemma reads 5: export it again"),
         (None, ArtifactError, "has no format_version"),
         ("1", ArtifactError, "has no format_version"),
         (True, ArtifactError, "has no format_version"),
@@ -109,7 +111,7 @@ def test_other_versions(
     folder: Path, good: dict[str, Any], version: Any, kind: type[ArtifactError], advice: str
 ) -> None:
     # a newer format may hold anything else
-    write(folder, good | {"format_version": version} | ({"new": 1} if version == 4 else {}))
+    write(folder, good | {"format_version": version} | ({"new": 1} if version == 6 else {}))
     assert advice in refusal(folder, kind)
 
 
@@ -135,7 +137,7 @@ def test_not_an_artifact(folder: Path, tmp_path: Path) -> None:
     assert "has no manifest.json" in refusal(folder)
     (folder / "manifest.json").mkdir()
     assert "manifest.json cannot be read: Is a directory" in refusal(folder)
-    assert "is not a folder" in refusal(folder / "decoder.onnx")
+    assert "is not a folder" in refusal(folder / "decoder_kv.onnx")
     assert "is not a folder" in refusal(tmp_path / "nowhere")
 
 
@@ -176,20 +178,21 @@ def test_every_key_is_needed_and_known_and_typed(folder: Path, good: dict[str, A
         assert "1.5, expected" in refusal(folder) or "holds float, expected an object" in refusal(folder)
 
 
-NAMES = ["../x", "a/b", "/etc/passwd", "..", ".", "", "a\\b", "decoder.onnx/", "./decoder.onnx"]
+NAMES = ["../x", "a/b", "/etc/passwd", "..", ".", "", "a\\b", "decoder.data/", "./decoder.data"]
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_file_names_stay_inside_the_folder(folder: Path, good: dict[str, Any], name: str) -> None:
     entry = {"bytes": 1, "sha256": ""}
+    graph, *rest = good["decoder"]["graphs"]
     for data in (
         good | {"files": good["files"] | {name: entry}},
         good | {"tokenizer": good["tokenizer"] | {"file": name}},
         good | {"tokenizer": good["tokenizer"] | {"original": name}},
         good | {"chat_template": name},
-        good | {"decoder": good["decoder"] | {"file": name}},
+        good | {"decoder": good["decoder"] | {"graphs": [*rest, graph | {"file": name}]}},
         good | {"decoder": good["decoder"] | {"data": name}},
-        good | {"decoder_int8_kv": good["decoder_int8_kv"] | {"file": name}},
+        good | {"decoder_int8_kv": good["decoder_int8_kv"] | {"data": name}},
         good | {"embeddings": good["embeddings"] | {"file": name}},
     ):
         write(folder, data)
@@ -197,13 +200,21 @@ def test_file_names_stay_inside_the_folder(folder: Path, good: dict[str, Any], n
 
 
 def test_files_in_use_are_listed(folder: Path, good: dict[str, Any]) -> None:
+    graph, *rest = good["decoder_int8_kv"]["graphs"]
     for change in (
         {"chat_template": "other"},
-        {"decoder_int8_kv": good["decoder_int8_kv"] | {"file": "other"}},
+        {"decoder_int8_kv": good["decoder_int8_kv"] | {"graphs": [*rest, graph | {"file": "other"}]}},
         {"decoder_int8_kv": good["decoder_int8_kv"] | {"data": "other"}},
     ):
         write(folder, good | change)
         assert "uses 'other' and does not list it under files" in refusal(folder)
+
+
+@pytest.mark.parametrize("key", ["decoder", "decoder_int8_kv"])
+@pytest.mark.parametrize("part", ["graphs", "kv"])
+def test_a_decoder_of_nothing(folder: Path, good: dict[str, Any], key: str, part: str) -> None:
+    write(folder, good | {key: good[key] | {part: []}})
+    assert "its decoder cannot be right; copy or export the artifact again" in refusal(folder)
 
 
 def test_decoders_by_their_global_kv(tiny_artifact: Path, media_artifact: Path) -> None:

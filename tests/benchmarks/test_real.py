@@ -134,7 +134,7 @@ def test_a_part_that_fails_is_told_and_the_others_run(
 ) -> None:
     for name in ("loss-int4", "loss-int8", "memory-int4"):
         (folder / "out" / "parts" / f"{name}.json").unlink()
-    data = folder / "out" / "artifacts" / "int4" / "decoder.onnx.data"
+    data = folder / "out" / "artifacts" / "int4" / "decoder.data"
     data.write_bytes(data.read_bytes()[:100])
     assert run(command(folder)) == 1
     out, err = capsys.readouterr()

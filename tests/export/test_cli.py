@@ -164,7 +164,7 @@ def test_ctrl_c_leaves_nothing(overwrite: bool, tmp_path: Path) -> None:
         command.append("--overwrite")
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         deadline = time.monotonic() + 90
-        while not list(tmp_path.glob(".artifact.partial-*/decoder.onnx.data")):
+        while not list(tmp_path.glob(".artifact.partial-*/decoder.data")):
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import tiny
 import torch
@@ -17,9 +18,9 @@ from edge_gemma.export.parity import agrees, compare
 from edge_gemma.export.pipeline import export
 from edge_gemma.export.verify import forced_logits, greedy_reference
 from edge_gemma.recipes import Recipe, find_recipe
+from edge_gemma.runtime.decoder import Decoder
 from edge_gemma.runtime.embeddings import EmbeddingStore
 from edge_gemma.runtime.kv_cache import KvCache
-from edge_gemma.runtime.session import Decoder
 
 TOLERANCE = 1e-4
 PROMPT = 70  # longer than the windows and than the chunks
@@ -101,6 +102,22 @@ def test_rows_without_logits_skip_nothing_that_matters(tmp_path: Path) -> None:
         assert compare(last, every[-count:]).max_relative_error <= TOLERANCE
 
 
+@pytest.mark.parametrize("shape", ["as-google", "no-sharing"])
+def test_no_weight_is_in_two_graphs(shape: str, tmp_path: Path) -> None:
+    """The first graph has the layers with KV of their own, the second everything that only logits need."""
+    checkpoint = tiny.make(tmp_path / "checkpoint", **tiny.SHAPES[shape])
+    spec = run_export(checkpoint, tmp_path / "artifact").decoder.spec
+    files = [tmp_path / "artifact" / graph.file for graph in spec.graphs]
+    first, second = (
+        {tensor.name for tensor in onnx.load(file, load_external_data=False).graph.initializer}
+        for file in files
+    )
+    assert all("constant" in name or "inverse_frequency" in name for name in first & second)
+    layers = {int(name.split("/")[0].split(".")[1]) for name in first if name.startswith("layers.")}
+    assert layers == {buffer.layer for buffer in spec.kv}
+    assert any(name.startswith("lm_head/") for name in second)
+
+
 def test_a_head_in_shards_is_the_same_head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint = tiny.make(tmp_path / "checkpoint")
     ids = random_ids(20, 400)
@@ -137,7 +154,7 @@ def test_one_artifact_has_both_global_kv(shape: str, tmp_path: Path) -> None:
     run_export(checkpoint, tmp_path / "int8", with_global_kv(recipe, "int8"))
     both, int8 = (artifacts.read(tmp_path / name) for name in ("both", "int8"))
     assert list(both.manifest.decoders) == ["float16", "int8"] and list(int8.manifest.decoders) == ["int8"]
-    assert both.manifest.files["decoder.onnx.data"] == int8.manifest.files["decoder.onnx.data"]
+    assert both.manifest.files["decoder.data"] == int8.manifest.files["decoder.data"]
     ids = random_ids(PROMPT, 400)
     found = Runner(both, "int8").logits(ids, chunk=16)
     assert np.array_equal(found, Runner(int8).logits(ids, chunk=16))
@@ -145,7 +162,8 @@ def test_one_artifact_has_both_global_kv(shape: str, tmp_path: Path) -> None:
     specs = both.manifest.decoder, both.manifest.decoder_int8_kv
     for spec, dtype in zip(specs, ("float16", "int8"), strict=True):
         assert spec and {b.dtype for b in spec.kv if b.kind == "global"} == {dtype}
-        declared = {tensor.name: tensor.dtype for tensor in (*spec.inputs, *spec.outputs)}
+        tensors = [tensor for graph in spec.graphs for tensor in (*graph.inputs, *graph.outputs)]
+        declared = {tensor.name: tensor.dtype for tensor in tensors}
         for buffer in spec.kv:
             names = (buffer.past_key, buffer.past_value, *buffer.present_key, *buffer.present_value)
             assert {declared[name] for name in names} == {buffer.dtype}
@@ -160,7 +178,7 @@ def test_where_there_is_no_choice_there_is_one_graph(shape: str, global_kv: str,
     run_export(checkpoint, tmp_path / "artifact", recipe)
     manifest = artifacts.read(tmp_path / "artifact").manifest
     assert manifest.decoder_int8_kv is None and list(manifest.decoders) == [global_kv]
-    assert not (tmp_path / "artifact" / artifacts.DECODER_INT8_KV).exists()
+    assert not any((tmp_path / "artifact" / name).exists() for name in artifacts.DECODER_INT8_KV)
 
 
 def test_near_ties_are_told_apart() -> None:

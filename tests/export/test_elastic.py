@@ -27,9 +27,9 @@ from edge_gemma.export.parity import compare
 from edge_gemma.export.pipeline import export
 from edge_gemma.export.synthetic import CONFIGS
 from edge_gemma.recipes import find_recipe
+from edge_gemma.runtime.decoder import Decoder
 from edge_gemma.runtime.embeddings import EmbeddingStore
 from edge_gemma.runtime.kv_cache import KvCache
-from edge_gemma.runtime.session import Decoder
 from edge_gemma.submodels import Submodel
 
 # ten layers of width 256, of which the last five share KV; the first three are sparse

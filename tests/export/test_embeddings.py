@@ -39,8 +39,8 @@ from edge_gemma.export.quantize import dequantize_rows, quantize_rows
 from edge_gemma.export.verify import forced_logits
 from edge_gemma.progress import Silent
 from edge_gemma.recipes import Recipe, RowFormat, find_recipe
+from edge_gemma.runtime.decoder import Decoder
 from edge_gemma.runtime.embeddings import EmbeddingStore, dequantize
-from edge_gemma.runtime.session import Decoder
 
 # 384 text ids, then 8 image ids, then 8 audio ids: the embedding table has 400 rows, the per-layer one 384
 VISION = {"vocab_offset": 384, "vocab_size": 8, "hidden_size": 24, "rms_norm_eps": 1e-5}

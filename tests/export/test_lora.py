@@ -27,8 +27,8 @@ from edge_gemma.export.parity import compare
 from edge_gemma.export.pipeline import export
 from edge_gemma.export.verify import forced_logits, greedy_reference
 from edge_gemma.recipes import find_recipe
+from edge_gemma.runtime.decoder import Decoder
 from edge_gemma.runtime.embeddings import EmbeddingStore
-from edge_gemma.runtime.session import Decoder
 from edge_gemma.submodels import Submodel
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # in peft

@@ -28,8 +28,8 @@ from edge_gemma.export.pipeline import count_parameters, export
 from edge_gemma.export.synthetic import TINY_TEXT, SyntheticCheckpoint
 from edge_gemma.export.verify import forced_logits, greedy_reference
 from edge_gemma.recipes import find_recipe
+from edge_gemma.runtime.decoder import Decoder
 from edge_gemma.runtime.embeddings import EmbeddingStore
-from edge_gemma.runtime.session import Decoder
 from edge_gemma.submodels import Submodel, find_submodel, published_names
 
 Tensors = dict[str, torch.Tensor]

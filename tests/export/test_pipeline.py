@@ -191,7 +191,7 @@ def test_what_killed_exports_left_is_removed(tmp_path: Path, dead: int) -> None:
     ]
     for name in (*stale, *kept):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "decoder.onnx").touch()
+        (tmp_path / name / "decoder_kv.onnx").touch()
     shutil.rmtree(tmp_path / stale[1])
     with staging.staging(tmp_path / "a[1]", overwrite=False):
         pass

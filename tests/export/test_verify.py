@@ -129,7 +129,7 @@ def test_what_cannot_be_opened(exact: Path, tmp_path: Path, capsys: pytest.Captu
     assert run(["verify", str(exact), "--against", str(tmp_path)]) == 3
     assert run(["verify", str(exact), "--against", "synthetic:tiny"]) == 5
     damaged = Path(shutil.copytree(exact, tmp_path / "damaged"))
-    os.truncate(damaged / "decoder.onnx", 1000)
+    os.truncate(damaged / "decoder_kv.onnx", 1000)
     assert run(["verify", str(damaged), "--against", "synthetic:tiny"]) == 5
     err = capsys.readouterr().err
     assert err.count("error: ") == err.count("\n") == 4

@@ -77,12 +77,12 @@ def refused(jvm: Jvm, folder: Path) -> str:
 
 CHANGES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "newer": (
-        lambda m: m.update(format_version=5),
-        "has format version 5, this engine reads 4: update the app",
+        lambda m: m.update(format_version=6),
+        "has format version 6, this engine reads 5: update the app",
     ),
     "older": (
         lambda m: m.update(format_version=3),
-        "has format version 3, this engine reads 4: export the artifact again with a newer edge-gemma",
+        "has format version 3, this engine reads 5: export the artifact again with a newer edge-gemma",
     ),
     "no version": (lambda m: m.pop("format_version"), "has no format_version: expected an artifact made by"),
     "unknown key": (lambda m: m.update(sparkle=1), "unknown key 'sparkle' at the top level; copy or export"),
@@ -112,8 +112,8 @@ CHANGES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
         "names the file '../x': expected a plain name inside the folder",
     ),
     "unlisted": (
-        lambda m: m["files"].pop("decoder.onnx.data"),
-        "uses 'decoder.onnx.data' and does not list it under files; copy or export",
+        lambda m: m["files"].pop("decoder.data"),
+        "uses 'decoder.data' and does not list it under files; copy or export",
     ),
     "size": (
         lambda m: m["files"]["embeddings.bin"].update(bytes=7),
@@ -130,12 +130,12 @@ def test_a_manifest_that_cannot_be_right(jvm: Jvm, copy: Path, name: str) -> Non
 
 
 def test_a_missing_and_a_cut_file(jvm: Jvm, copy: Path, demo: Path) -> None:
-    (copy / "decoder.onnx").unlink()
-    assert refused(jvm, copy) == f"{copy / 'decoder.onnx'} is missing: copy or export the artifact again"
-    data = (demo / "decoder.onnx").read_bytes()
-    (copy / "decoder.onnx").write_bytes(data[:-9])
+    (copy / "decoder_kv.onnx").unlink()
+    assert refused(jvm, copy) == f"{copy / 'decoder_kv.onnx'} is missing: copy or export the artifact again"
+    data = (demo / "decoder_kv.onnx").read_bytes()
+    (copy / "decoder_kv.onnx").write_bytes(data[:-9])
     message = (
-        f"decoder.onnx has {len(data) - 9} bytes, expected {len(data)}: copy or export the artifact again"
+        f"decoder_kv.onnx has {len(data) - 9} bytes, expected {len(data)}: copy or export the artifact again"
     )
     assert refused(jvm, copy).endswith(message)
 
@@ -161,9 +161,9 @@ def test_a_template_of_another_model(jvm: Jvm, copy: Path) -> None:
 
 
 def test_a_damaged_graph(jvm: Jvm, copy: Path, demo: Path) -> None:
-    size = (demo / "decoder.onnx").stat().st_size
-    (copy / "decoder.onnx").unlink()
-    (copy / "decoder.onnx").write_bytes(bytes(size))
+    size = (demo / "decoder_kv.onnx").stat().st_size
+    (copy / "decoder_kv.onnx").unlink()
+    (copy / "decoder_kv.onnx").write_bytes(bytes(size))
     with pytest.raises(EngineError, match="OnnxException"):
         jvm.ask("open", artifact=str(copy))
 

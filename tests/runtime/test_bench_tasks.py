@@ -13,7 +13,7 @@ from edge_gemma import artifact as artifacts
 from edge_gemma.errors import ContextLimitError
 from edge_gemma.runtime import bench_tasks
 from edge_gemma.runtime.bench_tasks import Answered
-from edge_gemma.runtime.session import Decoder
+from edge_gemma.runtime.decoder import Decoder
 
 MODEL = {"threads": 1, "context": 96, "chunk": 16}
 

@@ -212,14 +212,14 @@ def test_a_device_gives_budget_and_threads(tiny_artifact: Path, capsys: pytest.C
 def test_a_damaged_artifact(tiny_artifact: Path, tmp_path: Path, check_it: Any) -> None:
     """What is found before, and what only the process finds."""
     broken = shutil.copytree(tiny_artifact, tmp_path / "broken")
-    weights = broken / artifacts.DECODER
+    weights = broken / artifacts.DECODER[0]
     weights.write_bytes(bytes(weights.stat().st_size))
     status, out, errors = check_it(broken, "--no-hard")
     assert (status, out, len(errors)) == (ArtifactError.exit_code, "", 1)
     weights.unlink()
     status, out, errors = check_it(broken, "--no-hard")
     assert (status, out, len(errors)) == (ArtifactError.exit_code, "", 1)
-    assert "decoder.onnx is missing" in errors[0]
+    assert "decoder_kv.onnx is missing" in errors[0]
 
 
 @pytest.mark.parametrize(

@@ -166,13 +166,13 @@ def test_inspect_finds_a_changed_byte(
     tiny_artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = shutil.copytree(tiny_artifact, tmp_path / "copy")
-    weights = bytearray((folder / "decoder.onnx.data").read_bytes())
+    weights = bytearray((folder / "decoder.data").read_bytes())
     weights[-7] ^= 4
-    (folder / "decoder.onnx.data").write_bytes(weights)
+    (folder / "decoder.data").write_bytes(weights)
     assert run(["inspect", str(folder)]) == 0
     capsys.readouterr()
     assert run(["inspect", str(folder), "--verify"]) == 5
-    assert "decoder.onnx.data is damaged" in only_line(capsys.readouterr().err)
+    assert "decoder.data is damaged" in only_line(capsys.readouterr().err)
 
 
 def test_a_global_kv_that_is_not_there(tiny_artifact: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from edge_gemma import artifact as artifacts
+from edge_gemma.runtime.decoder import Decoder
 from edge_gemma.runtime.embeddings import EmbeddingStore
 from edge_gemma.runtime.generation import Generator
 from edge_gemma.runtime.kv_cache import KvCache
 from edge_gemma.runtime.sampling import SamplingOptions, make_sampler
-from edge_gemma.runtime.session import Decoder
 from edge_gemma.runtime.statistics import Statistics
 
 WINDOW = 16  # of the tiny model
@@ -31,11 +31,13 @@ class Watched:
         self.spec = decoder.spec
         self._decoder = decoder
         self.calls: list[int] = []  # tokens of each call
+        self.logits: list[int] = []  # and how many logits were asked for
         self.hook: Callable[[KvCache, int], None] = lambda cache, tokens: None
 
     def forward(self, embeds: Any, per_layer: Any, cache: KvCache, *, num_logits: int = 1) -> Any:
         self.hook(cache, embeds.shape[1])
         self.calls.append(embeds.shape[1])
+        self.logits.append(num_logits)
         return self._decoder.forward(embeds, per_layer, cache, num_logits=num_logits)
 
 
@@ -95,6 +97,7 @@ def test_the_chunk_does_not_change_the_answer(chunk: int, make: Callable[..., Ge
 def test_the_prompt_is_fed_in_chunks(make: Callable[..., Generator], decoder: Watched) -> None:
     answer(make(chunk=16), PROMPT, 3)
     assert decoder.calls == [16, 16, 16, 2, 1, 1]
+    assert decoder.logits == [0, 0, 0, 1, 1, 1]  # of a prompt, only the last chunk's are read
 
 
 @pytest.mark.parametrize("tokens", [1, 7])

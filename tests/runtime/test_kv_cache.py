@@ -38,7 +38,7 @@ def make_spec(window: int, *buffers: KvBuffer) -> DecoderSpec:
         make_buffer(1, "global"),
         make_buffer(2, "sliding", "float16"),
     )
-    return DecoderSpec(file="g", data="w", inputs=(), outputs=(), kv=kv, sliding_window=window)
+    return DecoderSpec(graphs=(), data="w", kv=kv, sliding_window=window)
 
 
 def held(array: np.ndarray[Any, Any], rows: int) -> list[int]:

@@ -20,15 +20,16 @@ import onnxruntime
 import pytest
 
 from edge_gemma import artifact as artifacts
-from edge_gemma.artifact import Artifact
+from edge_gemma.artifact import DECODER, Artifact
 from edge_gemma.cli import run
 from edge_gemma.errors import CacheError
-from edge_gemma.runtime import prepared, residency, session
+from edge_gemma.runtime import decoder as decoders
+from edge_gemma.runtime import prepared, residency
+from edge_gemma.runtime.decoder import Decoder
 from edge_gemma.runtime.embeddings import EmbeddingStore
 from edge_gemma.runtime.kv_cache import KvCache
 from edge_gemma.runtime.loading import load
 from edge_gemma.runtime.prepared import find, forget, open_decoder, prepare
-from edge_gemma.runtime.session import Decoder
 
 needs_proc = pytest.mark.skipif(not residency.SMAPS.exists(), reason="needs /proc")
 
@@ -76,10 +77,10 @@ def test_every_recipe_can_be_prepared(media_artifact: Path, cache: Path) -> None
 
 def test_is_written_once(artifact: Artifact, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert find(artifact, cache) is None
-    graph = prepare(artifact, cache, threads=1)
-    assert find(artifact, cache) == graph and len(entries(cache)) == 1
+    entry = prepare(artifact, cache, threads=1)
+    assert find(artifact, cache) == entry and len(entries(cache)) == 1
     monkeypatch.setattr(prepared, "open_session", None)  # would fail if it were written again
-    assert prepare(artifact, cache) == graph
+    assert prepare(artifact, cache) == entry
 
 
 @needs_proc
@@ -93,7 +94,7 @@ def test_the_decoder_gives_way_and_goes_on_as_before(artifact: Artifact, cache: 
     decoder.forward(*store.rows(range(10, 18)), whole)
     expected = decoder.forward(*store.rows([18]), whole)[0]
     decoder.forward(*store.rows(range(10, 18)), conversation)
-    files = {Path(cache, *entries(cache), "decoder.onnx.data")} if cached else set()
+    files = {Path(cache, *entries(cache), f"{name}.data") for name in DECODER} if cached else set()
     assert residency.drop_pages(files) > 0 or not cached
     decoder.forward(*store.rows([10]), KvCache(decoder.spec, context=8, chunk=1))  # pages come back
     decoder.give_way()
@@ -152,8 +153,8 @@ def test_a_killed_writer(tiny_artifact: Path, artifact: Artifact, cache: Path) -
         assert process.stdout and process.stdout.readline() == "written\n"
         process.send_signal(signal.SIGKILL)
     assert len(entries(cache)) == 1 and entries(cache)[0].endswith(".tmp")
-    graph = prepare(artifact, cache, threads=1)
-    assert entries(cache) == [graph.parent.name]
+    entry = prepare(artifact, cache, threads=1)
+    assert entries(cache) == [entry.name]
 
 
 def test_interrupted(artifact: Artifact, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,24 +169,24 @@ def test_interrupted(artifact: Artifact, cache: Path, monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("damage", ["truncated", "missing", "record"])
 def test_an_entry_that_is_not_whole_is_written_again(artifact: Artifact, cache: Path, damage: str) -> None:
-    graph = prepare(artifact, cache, threads=1)
-    data = graph.with_name("decoder.onnx.data")
+    entry = prepare(artifact, cache, threads=1)
+    data = entry / f"{DECODER[1]}.data"
     size = data.stat().st_size
     if damage == "truncated":
         os.truncate(data, size // 2)
     elif damage == "missing":
-        graph.unlink()
+        (entry / DECODER[0]).unlink()
     else:
-        graph.with_name(prepared.RECORD).write_text("{")
+        (entry / prepared.RECORD).write_text("{")
     assert find(artifact, cache) is None
-    assert prepare(artifact, cache, threads=1) == graph
-    assert data.stat().st_size == size and entries(cache) == [graph.parent.name]
+    assert prepare(artifact, cache, threads=1) == entry
+    assert data.stat().st_size == size and entries(cache) == [entry.name]
 
 
 def test_an_entry_that_onnxruntime_refuses(
     artifact: Artifact, cache: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    graph = prepare(artifact, cache, threads=1)
+    graph = prepare(artifact, cache, threads=1) / DECODER[1]
     graph.write_bytes(os.urandom(graph.stat().st_size))
     decoder = open_decoder(artifact, cache, threads=1)
     assert not decoder.prepared and "removed from the cache" in caplog.text
@@ -196,7 +197,7 @@ def test_an_entry_that_onnxruntime_refuses(
 def test_damaged_weights_cost_memory_and_not_answers(artifact: Artifact, cache: Path) -> None:
     """onnxruntime compares what it packs with what the file promises; it takes its own where they differ."""
     expected = logits(open_decoder(artifact, cache, threads=1), artifact)
-    graph = prepare(artifact, cache, threads=1)
+    graph = prepare(artifact, cache, threads=1) / DECODER[0]
     text = graph.read_bytes()
     assert text.count(b"MatMulNBits+") > 10
     graph.write_bytes(text.replace(b"MatMulNBits+1", b"MatMulNBits+2"))  # the hashes of packed weights
@@ -210,7 +211,7 @@ def test_a_new_onnxruntime(artifact: Artifact, cache: Path, monkeypatch: pytest.
     monkeypatch.setattr(onnxruntime, "__version__", "1.99.0")
     assert find(artifact, cache) is None
     new = prepare(artifact, cache, threads=1)
-    assert new != old and entries(cache) == [new.parent.name]
+    assert new != old and entries(cache) == [new.name]
 
 
 def test_another_processor(artifact: Artifact, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -219,7 +220,7 @@ def test_another_processor(artifact: Artifact, cache: Path, monkeypatch: pytest.
     monkeypatch.setattr(prepared, "processor", lambda: ("another", {"avx512_vnni"}))
     monkeypatch.setattr(prepared, "_host", lambda: "another")
     new = prepare(artifact, cache, threads=1)
-    assert entries(cache) == sorted([old.parent.name, new.parent.name])
+    assert entries(cache) == sorted([old.name, new.name])
 
 
 def test_an_artifact_that_was_exported_again(tiny_artifact: Path, tmp_path: Path, cache: Path) -> None:
@@ -227,18 +228,18 @@ def test_an_artifact_that_was_exported_again(tiny_artifact: Path, tmp_path: Path
     shutil.copytree(tiny_artifact, folder)
     old = prepare(artifacts.read(folder), cache, threads=1)
     manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["files"]["decoder.onnx.data"]["sha256"] = "0" * 64
+    manifest["files"]["decoder.data"]["sha256"] = "0" * 64
     (folder / "manifest.json").write_text(json.dumps(manifest))
     new = prepare(artifacts.read(folder), cache, threads=1)
-    assert new != old and entries(cache) == [new.parent.name]
+    assert new != old and entries(cache) == [new.name]
 
 
 def test_each_global_kv_has_its_entry(artifact: Artifact, cache: Path) -> None:
     """One does not replace the other; their answers are those of their graphs."""
-    graphs = [prepare(artifact, cache, global_kv=kv, threads=1) for kv in ("float16", "int8", "float16")]
-    assert graphs[0] == graphs[2] == find(artifact, cache) != graphs[1]
-    assert find(artifact, cache, global_kv="int8") == graphs[1]
-    assert entries(cache) == sorted(graph.parent.name for graph in graphs[:2])
+    made = [prepare(artifact, cache, global_kv=kv, threads=1) for kv in ("float16", "int8", "float16")]
+    assert made[0] == made[2] == find(artifact, cache) != made[1]
+    assert find(artifact, cache, global_kv="int8") == made[1]
+    assert entries(cache) == sorted(entry.name for entry in made[:2])
     found = []
     for kv in ("float16", "int8"):
         decoder = open_decoder(artifact, cache, global_kv=kv, threads=1)
@@ -255,15 +256,16 @@ def test_both_entries_of_an_older_export_go(tiny_artifact: Path, tmp_path: Path,
     for kv in ("float16", "int8"):
         prepare(artifacts.read(folder), cache, global_kv=kv, threads=1)
     manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["files"]["decoder.onnx.data"]["sha256"] = "0" * 64
+    manifest["files"]["decoder.data"]["sha256"] = "0" * 64
     (folder / "manifest.json").write_text(json.dumps(manifest))
     again = artifacts.read(folder)
     new = prepare(again, cache, global_kv="int8", threads=1)
-    assert entries(cache) == [new.parent.name]
+    assert entries(cache) == [new.name]
     own = prepare(again, cache, threads=1)
-    own.write_bytes(b"no graph".ljust(own.stat().st_size))
+    graph = own / DECODER[0]
+    graph.write_bytes(b"no graph".ljust(graph.stat().st_size))
     assert not open_decoder(again, cache, threads=1).prepared
-    assert entries(cache) == [new.parent.name]
+    assert entries(cache) == [new.name]
 
 
 def test_no_room(
@@ -305,8 +307,8 @@ def test_a_read_only_cache_is_read(artifact: Artifact, cache: Path, monkeypatch:
 
 
 def test_forget(artifact: Artifact, cache: Path) -> None:
-    graph = prepare(artifact, cache, threads=1)
-    size = sum(file.stat().st_size for file in graph.parent.iterdir())
+    entry = prepare(artifact, cache, threads=1)
+    size = sum(file.stat().st_size for file in entry.iterdir())
     assert forget(cache, cache) == 0  # prepared of something else
     assert forget(cache, artifact.folder) == size and entries(cache) == []
     prepare(artifact, cache, threads=1)
@@ -327,7 +329,7 @@ def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
 def test_load_uses_the_cache(tiny_artifact: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with load(tiny_artifact, context=64, threads=1, cache_dir=cache) as model:
         assert model.plan.prepared and len(entries(cache)) == 1
-    monkeypatch.setattr(session, "drop_pages", lambda _: 0)
+    monkeypatch.setattr(decoders, "drop_pages", lambda _: 0)
     with load(tiny_artifact, context=64, threads=1, cache_dir=cache / "other", cache=False) as model:
         assert not model.plan.prepared and not (cache / "other").exists()
 
@@ -338,9 +340,9 @@ def test_prepare_command(
     options = ["--cache-dir", str(cache)]
     assert run(["prepare", str(tiny_artifact), *options, "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
-    graph = find(artifact, cache)
-    assert graph and report["prepared"] == str(graph.parent)
-    assert report["bytes"] == sum(file.stat().st_size for file in graph.parent.iterdir())
+    entry = find(artifact, cache)
+    assert entry and report["prepared"] == str(entry)
+    assert report["bytes"] == sum(file.stat().st_size for file in entry.iterdir())
     assert report["global_kv"] == "float16"
     assert run(["prepare", str(tiny_artifact), *options, "--global-kv", "int8"]) == 0
     assert "is prepared, global KV in int8: " in capsys.readouterr().out and len(entries(cache)) == 2

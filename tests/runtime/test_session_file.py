@@ -278,7 +278,7 @@ names = {"past_key": "a", "past_value": "b", "present_key": (), "present_value":
 buffers = tuple(
     KvBuffer(layer=n, kind="global", dtype="float16", heads=2, head_dim=256, **names) for n in range(12)
 )
-spec = DecoderSpec(file="g", data="w", inputs=(), outputs=(), kv=buffers, sliding_window=512)
+spec = DecoderSpec(graphs=(), data="w", kv=buffers, sliding_window=512)
 cache = KvCache(spec, context=4096, chunk=512)
 cache.occupy(4096)
 manifest, path = artifact.read(sys.argv[1]).manifest, Path(sys.argv[2])

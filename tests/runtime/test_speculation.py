@@ -21,11 +21,11 @@ from edge_gemma import cli
 from edge_gemma.errors import PromptError
 from edge_gemma.export.parity import agrees
 from edge_gemma.runtime.cli import _describe as describe
+from edge_gemma.runtime.decoder import Decoder
 from edge_gemma.runtime.embeddings import EmbeddingStore
 from edge_gemma.runtime.generation import Generator
 from edge_gemma.runtime.kv_cache import KvCache
 from edge_gemma.runtime.sampling import SamplingOptions, make_sampler
-from edge_gemma.runtime.session import Decoder
 from edge_gemma.runtime.speculation import MAX_DRAFT, PROBE, RECENT, Pace, PromptLookup, Speculation
 from edge_gemma.runtime.statistics import Statistics
 

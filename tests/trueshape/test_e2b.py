@@ -31,7 +31,7 @@ def test_export_never_holds_the_model(exported: dict[str, Any]) -> None:
 def test_preparing_stays_within_two_gib(exported: dict[str, Any], cache: Path) -> None:
     report = edge_gemma("prepare", exported["output"], "--cache-dir", str(cache))
     assert report["peak_memory_bytes"] <= 2 * GIB
-    decoder = artifacts.read(exported["output"]).path("decoder.onnx.data").stat().st_size
+    decoder = artifacts.read(exported["output"]).path("decoder.data").stat().st_size
     assert 1.5 * decoder < report["bytes"] < 2.5 * decoder
 
 

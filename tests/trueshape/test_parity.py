@@ -13,8 +13,8 @@ from edge_gemma.export.pipeline import export
 from edge_gemma.export.synthetic import CONFIGS, SyntheticCheckpoint
 from edge_gemma.export.verify import forced_logits, greedy_reference, load_reference
 from edge_gemma.recipes import find_recipe
+from edge_gemma.runtime.decoder import Decoder
 from edge_gemma.runtime.embeddings import EmbeddingStore
-from edge_gemma.runtime.session import Decoder
 
 pytestmark = [pytest.mark.trueshape, pytest.mark.timeout(1200)]
 CONFIG = CONFIGS["E2B"]["text_config"] | {

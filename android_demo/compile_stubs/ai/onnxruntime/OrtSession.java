@@ -21,6 +21,10 @@ public class OrtSession implements AutoCloseable {
             throw new UnsupportedOperationException();
         }
 
+        public void addConfigEntry(String configKey, String configValue) throws OrtException {
+            throw new UnsupportedOperationException();
+        }
+
         public void setMemoryPatternOptimization(boolean memoryPatternOptimization) throws OrtException {
             throw new UnsupportedOperationException();
         }

@@ -1,5 +1,6 @@
 package ai.onnxruntime;
 
+import java.util.HashMap;
 import java.util.Map;
 
 public class OrtSession implements AutoCloseable {
@@ -34,9 +35,14 @@ public class OrtSession implements AutoCloseable {
     public static class SessionOptions implements AutoCloseable {
         public int threads;
         public boolean memoryPattern = true;
+        public final Map<String, String> entries = new HashMap<>();
 
         public void setIntraOpNumThreads(int numThreads) throws OrtException {
             threads = numThreads;
+        }
+
+        public void addConfigEntry(String configKey, String configValue) throws OrtException {
+            entries.put(configKey, configValue);
         }
 
         public void setMemoryPatternOptimization(boolean memoryPatternOptimization) throws OrtException {

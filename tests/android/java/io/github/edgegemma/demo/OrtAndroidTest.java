@@ -22,7 +22,7 @@ final class OrtAndroidTest {
     private OrtAndroidTest() {}
 
     private static OnnxSession open(int threads) throws OnnxException {
-        return new OrtAndroidRuntime().open(new File("decoder.onnx"), new SessionSettings(threads));
+        return new OrtAndroidRuntime().open(new File("decoder_kv.onnx"), new SessionSettings(threads));
     }
 
     private static void refuses(String message, Runner.Step step) throws Exception {
@@ -38,16 +38,17 @@ final class OrtAndroidTest {
     static void graphsAreOpenedAsTheEngineWants() throws Exception {
         open(3);
         OrtSession session = OrtEnvironment.ONE.session;
-        Runner.equal("decoder.onnx", session.modelPath);
+        Runner.equal("decoder_kv.onnx", session.modelPath);
         Runner.equal(3, session.options.threads);
         Runner.equal(false, session.options.memoryPattern);
+        Runner.equal(Collections.singletonMap("session.force_spinning_stop", "1"), session.options.entries);
         Runner.equal(false, OrtEnvironment.ONE.telemetry);
         Runner.equal("1.32.0", new OrtAndroidRuntime().version());
     }
 
     static void aGraphThatDoesNotLoadIsNamed() throws Exception {
         OrtEnvironment.ONE.refusal = new OrtException("bad magic");
-        refuses("cannot load decoder.onnx: bad magic", () -> open(0));
+        refuses("cannot load decoder_kv.onnx: bad magic", () -> open(0));
         OrtEnvironment.ONE.refusal = null;
     }
 

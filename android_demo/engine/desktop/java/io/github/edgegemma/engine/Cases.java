@@ -260,8 +260,7 @@ public final class Cases {
         SessionSettings sessions = new SessionSettings(settings.threads);
         KvBuffers cache = new KvBuffers(spec, context, chunk);
         EmbeddingStore store = new EmbeddingStore(new File(folder, manifest.embeddings.file), manifest.embeddings);
-        Decoder decoder =
-                new Decoder(new File(folder, spec.file), spec, manifest, cache, chunk, runtime, sessions);
+        Decoder decoder = new Decoder(folder, spec, manifest, cache, chunk, runtime, sessions);
         try {
             GenerationSettings made = generation(asked);
             if (made.level != null) {

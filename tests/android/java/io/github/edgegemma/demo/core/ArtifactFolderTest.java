@@ -31,7 +31,7 @@ final class ArtifactFolderTest {
 
     static void weightsThatDoNotFitAreRefused() throws Exception {
         File folder = folder();
-        write(folder, "decoder.onnx.data", 1500L << 20);
+        write(folder, "decoder.data", 1500L << 20);
         write(folder, "audio_encoder.onnx.data", 600L << 20);
         write(folder, "embeddings.bin", 3000L << 20); // stays on storage
         ArtifactFolder artifact = new ArtifactFolder(folder);

@@ -31,6 +31,7 @@ final class OrtAndroidRuntime implements OnnxRuntime {
     public OnnxSession open(File model, SessionSettings settings) throws OnnxException {
         try (OrtSession.SessionOptions options = new OrtSession.SessionOptions()) {
             options.setMemoryPatternOptimization(false);
+            options.addConfigEntry("session.force_spinning_stop", "1");
             if (settings.threads > 0) {
                 options.setIntraOpNumThreads(settings.threads);
             }

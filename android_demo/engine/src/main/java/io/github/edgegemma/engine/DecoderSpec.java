@@ -4,19 +4,13 @@ import java.util.ArrayList;
 import java.util.Collections;
 import java.util.List;
 
-/** A decoder graph: docs/artifact.md describes its inputs and outputs. */
+/** A decoder: graphs that run in turn. docs/artifact.md describes their inputs and outputs. */
 public final class DecoderSpec {
-    /** The graph. */
-    public final String file;
+    /** The first writes keys and values; those behind it are there for the logits alone. */
+    public final List<GraphSpec> graphs;
 
-    /** The file with its weights. */
+    /** The file with the weights of them all. */
     public final String data;
-
-    /** Everything it takes. */
-    public final List<TensorSpec> inputs;
-
-    /** Everything it gives. */
-    public final List<TensorSpec> outputs;
 
     /** One for each layer that owns its keys and values. */
     public final List<KvBuffer> kv;
@@ -25,20 +19,32 @@ public final class DecoderSpec {
     public final int slidingWindow;
 
     DecoderSpec(JsonObject json) throws JsonException {
-        file = json.string("file");
+        List<GraphSpec> parts = new ArrayList<GraphSpec>();
+        for (JsonObject object : json.objects("graphs")) {
+            parts.add(new GraphSpec(object));
+        }
+        graphs = Collections.unmodifiableList(parts);
         data = json.string("data");
-        inputs = TensorSpec.list(json.objects("inputs"));
-        outputs = TensorSpec.list(json.objects("outputs"));
         List<KvBuffer> buffers = new ArrayList<KvBuffer>();
         for (JsonObject object : json.objects("kv")) {
             buffers.add(new KvBuffer(object));
         }
         kv = Collections.unmodifiableList(buffers);
         slidingWindow = json.count("sliding_window");
-        if (kv.isEmpty() || slidingWindow < 1) {
-            throw json.unexpected("kv", "without buffers or window", "both");
+        if (graphs.isEmpty() || kv.isEmpty() || slidingWindow < 1) {
+            throw json.unexpected("kv", "without graphs, buffers or window", "all three");
         }
         json.done();
+    }
+
+    /** The graphs and their weights. */
+    List<String> files() {
+        List<String> names = new ArrayList<String>();
+        for (GraphSpec graph : graphs) {
+            names.add(graph.file);
+        }
+        names.add(data);
+        return names;
     }
 
     /** Type of the KV cache of the global layers; where no layer is global, of all. */

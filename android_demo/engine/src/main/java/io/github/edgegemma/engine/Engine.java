@@ -78,8 +78,7 @@ public final class Engine implements Closeable {
                 new EmbeddingStore(new File(artifact, manifest.embeddings.file), manifest.embeddings);
         try {
             KvBuffers cache = new KvBuffers(spec, context, chunk);
-            Decoder decoder =
-                    new Decoder(new File(artifact, spec.file), spec, manifest, cache, chunk, runtime, sessions);
+            Decoder decoder = new Decoder(artifact, spec, manifest, cache, chunk, runtime, sessions);
             return new Engine(
                     manifest,
                     tokenizer,

@@ -63,17 +63,19 @@ final class Generator {
             if (cancel != null && cancel.isCancelled()) {
                 return null;
             }
-            logits = feed(ids, keys, start, Math.min(start + chunk, ids.length), soft);
+            int end = Math.min(start + chunk, ids.length);
+            logits = feed(ids, keys, start, end, soft, end == ids.length);
         }
         return logits;
     }
 
     /** Appends a token of the answer; the logits behind it. */
     FloatBuffer step(int id) throws EngineException {
-        return feed(new int[] {id}, new long[] {id}, 0, 1, null);
+        return feed(new int[] {id}, new long[] {id}, 0, 1, null, true);
     }
 
-    private FloatBuffer feed(int[] ids, long[] keys, int start, int end, List<SoftTokens> soft)
+    private FloatBuffer feed(
+            int[] ids, long[] keys, int start, int end, List<SoftTokens> soft, boolean wanted)
             throws EngineException {
         FloatBuffer embeds = decoder.embeds();
         FloatBuffer rows = decoder.perLayer();
@@ -88,7 +90,7 @@ final class Generator {
                 }
             }
         }
-        FloatBuffer logits = decoder.forward(end - start);
+        FloatBuffer logits = decoder.forward(end - start, wanted);
         if (count + end - start > held.length) {
             held = Arrays.copyOf(held, Math.max(2 * held.length, count + end - start));
         }

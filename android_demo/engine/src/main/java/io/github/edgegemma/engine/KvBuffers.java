@@ -51,16 +51,16 @@ final class KvBuffers {
         }
     }
 
-    /** Puts every buffer among inputs and outputs. */
-    void bind(Map<String, Tensor> inputs, Map<String, Tensor> outputs) {
+    /** Puts every buffer among the graphs' inputs and outputs. */
+    void bind(Map<String, Tensor> tensors) {
         for (Layer layer : layers) {
-            inputs.put(layer.spec.pastKey, layer.key);
-            inputs.put(layer.spec.pastValue, layer.value);
+            tensors.put(layer.spec.pastKey, layer.key);
+            tensors.put(layer.spec.pastValue, layer.value);
             for (String name : layer.spec.presentKey) {
-                outputs.put(name, layer.key);
+                tensors.put(name, layer.key);
             }
             for (String name : layer.spec.presentValue) {
-                outputs.put(name, layer.value);
+                tensors.put(name, layer.value);
             }
         }
     }

@@ -15,7 +15,7 @@ import java.util.Map;
 /** manifest.json: everything that is to be known of an artifact; docs/artifact.md describes it. */
 public final class Manifest {
     /** The format that this engine reads. */
-    public static final int FORMAT_VERSION = 4;
+    public static final int FORMAT_VERSION = 5;
 
     static final String FILE = "manifest.json";
 
@@ -233,9 +233,9 @@ public final class Manifest {
     private void checkNames(File file) throws ArtifactException {
         List<String> needed = new ArrayList<String>();
         Collections.addAll(needed, embeddings.file, chatTemplate, tokenizer.file, tokenizer.original);
-        Collections.addAll(needed, decoder.file, decoder.data);
+        needed.addAll(decoder.files());
         if (decoderInt8Kv != null) {
-            Collections.addAll(needed, decoderInt8Kv.file, decoderInt8Kv.data);
+            needed.addAll(decoderInt8Kv.files());
         }
         if (audio != null) {
             needed.add(audio.file);

@@ -20,13 +20,13 @@ public final class ArtifactFolder {
 
     /**
      * Refuses a model whose weights are more than the memory that is free: Android would end the app without a
-     * word. The largest file beside a graph is the decoder's weights, and ONNX Runtime holds them packed anew.
+     * word. The largest of these files is the decoder's weights, and ONNX Runtime holds them packed anew.
      */
     public void requireMemory(long freeBytes) throws DemoException {
         long weights = 0;
         File[] files = folder.listFiles();
         for (File file : files == null ? new File[0] : files) {
-            if (file.getName().endsWith(".onnx.data")) {
+            if (file.getName().endsWith(".data")) {
                 weights = Math.max(weights, file.length());
             }
         }
