@@ -60,7 +60,7 @@ def measure(folder: Path, kind: str, runs: int, threads: int, provider: str) -> 
     return {
         "encoder": kind,
         "provider": provider,
-        "file_bytes": sum(f.bytes for n, f in artifact.manifest.files.items() if n.startswith(spec.file)),
+        "file_bytes": sum(artifact.manifest.files[name].bytes for name in (spec.file, spec.data)),
         "load_seconds": load_seconds,
         "first_seconds": seconds[0],
         "seconds": statistics.median(seconds[1:]),

@@ -138,6 +138,7 @@ class AudioSpec:
     """
 
     file: str
+    data: str  # the file with its weights
     input: TensorSpec
     output: TensorSpec
     sample_rate: int  # Hz
@@ -165,6 +166,7 @@ class VisionSpec:
     """
 
     file: str
+    data: str  # the file with its weights
     input: TensorSpec
     output: TensorSpec
     soft_tokens: int
@@ -379,7 +381,8 @@ def _read_manifest(folder: Path) -> Manifest:
         raise ArtifactError(f"{path}: {error}; export the artifact again") from None
     needed = [manifest.embeddings.file, manifest.chat_template]
     needed += [manifest.tokenizer.file, manifest.tokenizer.original]
-    needed += [spec.file for spec in (manifest.audio, manifest.vision) if spec]
+    for encoder in (manifest.audio, manifest.vision):
+        needed += [encoder.file, encoder.data] if encoder else []
     decoders = [decoder for decoder in (manifest.decoder, manifest.decoder_int8_kv) if decoder]
     for decoder in decoders:
         needed += decoder.files

@@ -42,8 +42,6 @@ class Machine:
 
 def this_machine(root: Path = ROOT) -> Machine:
     """The facts about this machine."""
-    import psutil  # not with the module: loading a model needs `processor` alone
-
     android = hasattr(sys, "getandroidapilevel")
     architecture = platform.machine().lower()
     _, flags = processor(root)
@@ -51,11 +49,22 @@ def this_machine(root: Path = ROOT) -> Machine:
         board=_product() if android else _text(root / "proc/device-tree/model").strip(" \0\n"),
         system="android" if android else platform.system().lower(),
         architecture=ARCHITECTURES.get(architecture, architecture),
-        memory=min([psutil.virtual_memory().total, *_limits(root)]),
+        memory=usable_memory(root),
         cores=_cores(root),
         features=tuple(name for name in FEATURES if name in flags),
         ci=os.environ.get("CI", "").lower() not in ("", "0", "false"),
     )
+
+
+def usable_memory(root: Path = ROOT) -> int:
+    """Bytes that this process may use: the machine's, or its control group's limit where that is less."""
+    if hasattr(os, "sysconf"):
+        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    else:
+        import psutil  # which takes longer than all else that loading a model needs of this module
+
+        total = psutil.virtual_memory().total
+    return min([total, *_limits(root)])
 
 
 def processor(root: Path = ROOT) -> tuple[str, set[str]]:
@@ -77,15 +86,17 @@ def _cores(root: Path) -> int:
 
 
 def _limits(root: Path) -> list[int]:
-    """Memory limits, in bytes, of the control groups that this process is in (version 2, then version 1)."""
-    groups = root / "sys/fs/cgroup"
-    files = [groups / "memory/memory.limit_in_bytes"]
+    """Memory limits, in bytes, of the control groups that this process is in, of version 1 and 2."""
+    second = root / "sys/fs/cgroup"
+    first = second / "memory"
+    files = [first / "memory.limit_in_bytes"]
     for line in _text(root / "proc/self/cgroup").splitlines():
-        if line.startswith("0::/"):
-            own = groups / line[4:]
-            files += [
-                folder / "memory.max" for folder in (own, *own.parents) if groups in (folder, *folder.parents)
-            ]
+        number, controllers, path = line.split(":", 2)
+        if number != "0" and "memory" not in controllers.split(","):
+            continue
+        top, name = (second, "memory.max") if number == "0" else (first, "memory.limit_in_bytes")
+        own = top / path.lstrip("/")
+        files += [folder / name for folder in (own, *own.parents) if top in (folder, *folder.parents)]
     return [limit for file in files if (limit := _number(file))]
 
 

@@ -123,6 +123,7 @@ def export_audio_encoder(
     longest = longest_clip(media.soft_tokens, frames_per_token)
     return AudioSpec(
         file=AUDIO_ENCODER,
+        data=graph.data_file,
         input=saved.inputs[0],
         output=saved.outputs[0],
         sample_rate=SAMPLE_RATE,

@@ -130,6 +130,7 @@ def export_vision_encoder(
         (saved,) = graph.save()
     return VisionSpec(
         file=VISION_ENCODER,
+        data=graph.data_file,
         input=saved.inputs[0],
         output=saved.outputs[0],
         soft_tokens=media.soft_tokens,

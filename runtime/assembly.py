@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from edge_gemma.artifact import Artifact
+from edge_gemma.machine import usable_memory
 from edge_gemma.memory import release_free_memory
 from edge_gemma.planning import KEPT, TURNS, Plan
 from edge_gemma.runtime.chat import ChatTemplate
@@ -52,6 +53,7 @@ def assemble(
 ) -> Model:
     """The parts of a model, put together; the options are those of `load`, settled."""
     manifest = artifact.manifest
+    weights = [manifest.files[spec.data].bytes for spec in (manifest.audio, manifest.vision) if spec]
     prefixes = Prefixes(room(plan, session_memory))
     encoders = Encoders(
         artifact,
@@ -59,6 +61,7 @@ def assemble(
         providers=providers,
         keep=plan.encoders == KEPT,
         make_room=decoder.give_way if plan.encoders == TURNS else release_free_memory,
+        scarce=plan.peak + sum(weights) > usable_memory(),
     )
     store = EmbeddingStore(artifact.path(manifest.embeddings.file), manifest.embeddings)
     return Model(

@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 
 from edge_gemma.artifact import Artifact, GraphSpec
 from edge_gemma.errors import ArtifactError
+from edge_gemma.machine import usable_memory
 from edge_gemma.memory import keeping_freed_memory, release_free_memory
 from edge_gemma.runtime.kv_cache import KvCache, KvMemory
+from edge_gemma.runtime.page_cache import forget
 from edge_gemma.runtime.residency import drop_pages, dropping_pages
 from edge_gemma.runtime.session import open_session
 
@@ -71,6 +73,9 @@ class Decoder:
                 # onnxruntime loads a graph on one core
                 threads = stack.enter_context(ThreadPoolExecutor(len(self.spec.graphs)))
                 self._graphs = list(threads.map(self._load, self.spec.graphs))
+            if self.prepared and sum(file.stat().st_size for file in self._data) > usable_memory():
+                for file in self._data:  # what is not mapped any more would crowd out what every token reads
+                    forget(file)
             # Scales and zero points are read once: the packed matrices have their own.
             drop_pages(self._data)
             self._bound: KvMemory | None = None

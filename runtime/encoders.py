@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from edge_gemma.artifact import Artifact, AudioSpec, VisionSpec
 from edge_gemma.devices import CPU
 from edge_gemma.memory import release_free_memory
+from edge_gemma.runtime.page_cache import forget
 from edge_gemma.runtime.prompt import Media
 from edge_gemma.runtime.session import open_session
 
@@ -27,6 +28,8 @@ class Encoders:
         providers: onnxruntime's execution providers, the preferred one first.
         keep: leave an encoder in memory after use; without, it is released, and loaded again when needed.
         make_room: called before an encoder is loaded.
+        scarce: memory is: the weights of encoders leave the page cache with them, where they would crowd out
+            what every token reads.
 
     Raises:
         ArtifactError: onnxruntime cannot load a graph (when it is needed).
@@ -40,12 +43,14 @@ class Encoders:
         providers: Sequence[str] = (CPU,),
         keep: bool = False,
         make_room: Callable[[], None] = lambda: None,
+        scarce: bool = False,
     ) -> None:
         self._artifact = artifact
         self._threads = threads
         self._providers = providers
         self._keep = keep
         self._make_room = make_room
+        self._scarce = scarce
         self._sessions: dict[str, ort.InferenceSession] = {}
         self._results: OrderedDict[bytes, NDArray[np.float32]] = OrderedDict()
 
@@ -74,9 +79,14 @@ class Encoders:
 
     def release(self) -> None:
         """Give the memory of loaded encoders back."""
-        if self._sessions:
-            self._sessions.clear()
-            release_free_memory()
+        if not self._sessions:
+            return
+        self._sessions.clear()
+        release_free_memory()
+        if self._scarce:
+            for spec in (self._artifact.manifest.audio, self._artifact.manifest.vision):
+                if spec:
+                    forget(self._artifact.path(spec.data))
 
     def _run(self, spec: AudioSpec | VisionSpec, item: Media) -> NDArray[np.float32]:
         session = self._sessions.get(spec.file)

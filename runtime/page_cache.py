@@ -30,16 +30,27 @@ def evict(paths: Iterable[Path]) -> float | None:
         return None
     stayed = total = 0
     for path in paths:
-        with path.open("rb") as file:
-            with contextlib.suppress(OSError):  # a file system that is read-only has nothing to write
-                os.fsync(file.fileno())  # pages that are not on storage yet cannot leave
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        forget(path)
         resident = resident_pages(path)
         if resident is None:
             return None
         stayed += resident * mmap.PAGESIZE
         total += path.stat().st_size
     return min(stayed / total, 1.0) if total else 0.0
+
+
+def forget(path: Path) -> None:
+    """Ask the system to forget the cached pages of a file that no process maps, where it can be asked.
+
+    Raises:
+        OSError: the file cannot be opened.
+    """
+    if not hasattr(os, "posix_fadvise"):
+        return
+    with path.open("rb") as file:
+        with contextlib.suppress(OSError):  # a file system that is read-only has nothing to write
+            os.fsync(file.fileno())  # pages that are not on storage yet cannot leave
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def resident_pages(path: Path) -> int | None:

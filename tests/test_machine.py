@@ -7,7 +7,6 @@ import platform
 import stat
 import sys
 from pathlib import Path
-from typing import NamedTuple
 
 import psutil
 import pytest
@@ -26,16 +25,13 @@ PHONE = "Processor\t: AArch64 rev 14\nFeatures\t: fp asimd i8mm asimddp\nHardwar
 GIB = 1 << 30
 
 
-class Memory(NamedTuple):
-    total: int
-
-
 @pytest.fixture(autouse=True)
 def small_linux(monkeypatch: pytest.MonkeyPatch) -> None:
     """Four cores, 8 GiB, no continuous integration."""
     monkeypatch.setattr(platform, "machine", lambda: "aarch64")
     monkeypatch.setattr(platform, "system", lambda: "Linux")
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: Memory(8 * GIB))
+    sizes = {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 8 * GIB // 4096}
+    monkeypatch.setattr(os, "sysconf", sizes.__getitem__, raising=False)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3}, raising=False)
     monkeypatch.delenv("CI", raising=False)
 
@@ -116,12 +112,26 @@ def test_slow_cores_do_not_count(capacities: list[int], cores: int, tmp_path: Pa
         ({"sys/fs/cgroup/memory.max": 100 * GIB, "proc/self/cgroup": "0::/\n"}, 8),
         ({"sys/fs/cgroup/memory/memory.limit_in_bytes": 2 * GIB}, 2),
         ({"sys/fs/cgroup/memory/memory.limit_in_bytes": 2**63 - 4096}, 8),
+        (
+            {
+                "sys/fs/cgroup/memory/a/memory.limit_in_bytes": 3 * GIB,
+                "sys/fs/cgroup/memory/a/b/memory.limit_in_bytes": 2**63 - 4096,
+                "sys/fs/cgroup/cpu/a/b/memory.limit_in_bytes": GIB,
+                "proc/self/cgroup": "5:cpu,cpuacct:/a/b\n4:memory:/a/b\n0::/\n",
+            },
+            3,
+        ),
     ],
 )
 def test_memory_is_no_more_than_the_control_group_allows(
     files: dict[str, object], memory: int, tmp_path: Path
 ) -> None:
     assert this_machine(tree(tmp_path, files)).memory == memory * GIB
+
+
+def test_memory_where_there_is_no_sysconf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "sysconf")
+    assert this_machine(tmp_path).memory == psutil.virtual_memory().total
 
 
 @pytest.mark.parametrize(("value", "ci"), [("true", True), ("1", True), ("false", False), ("", False)])

@@ -43,7 +43,7 @@ def test_export_in_a_process_of_its_own(tmp_path: Path) -> None:
 def test_export_says_what_it_made(tmp_path: Path, capsys: Capture) -> None:
     assert run(["export", "synthetic:tiny", "-o", str(tmp_path / "a"), "--recipe", "fp32"]) == 0
     out, err = capsys.readouterr()
-    assert out.startswith(f"{tmp_path / 'a'}: ") and "in 6 files, recipe fp32\n" in out and err == ""
+    assert out.startswith(f"{tmp_path / 'a'}: ") and "in 7 files, recipe fp32\n" in out and err == ""
 
 
 def test_error_statuses(tmp_path: Path, capsys: Capture) -> None:

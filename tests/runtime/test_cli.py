@@ -145,7 +145,7 @@ def test_inspect(tiny_artifact: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert err == ""
     for text in ("synthetic:tiny", "int4", "1,040", "2,048 tokens", "verified"):
         assert text in out
-    assert re.search(r"decoder\.onnx\.data +\d+ KiB", out)
+    assert re.search(r"decoder\.data +\d+ KiB", out)
     assert re.search(r"mlp +4 +\d+ +fitted", out)
     assert re.search(
         r"KV cache +128 bytes a token in float16 or 64 bytes a token in int8, 512 a window row", out

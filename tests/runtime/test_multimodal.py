@@ -13,6 +13,7 @@ import pytest
 from edge_gemma.cli import run
 from edge_gemma.errors import ArtifactError, ContextLimitError, MediaError, PromptError
 from edge_gemma.export.parity import agrees, compare
+from edge_gemma.runtime import assembly, encoders
 from edge_gemma.runtime.engine import Model
 from edge_gemma.runtime.loading import load
 from edge_gemma.runtime.statistics import Statistics
@@ -133,6 +134,20 @@ def test_another_image_in_the_same_place_is_seen(model: Model) -> None:
         assert statistics.reused_tokens == 0
     assert not np.allclose(sampler[0].logits, sampler[1].logits)
     np.testing.assert_allclose(sampler[0].logits, sampler[2].logits, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("usable", [1 << 60, 0], ids=["plenty", "scarce"])
+def test_weights_leave_the_page_cache_where_memory_is_scarce(
+    media_artifact: Path, monkeypatch: pytest.MonkeyPatch, usable: int
+) -> None:
+    """So that what the decoder reads for every token is not crowded out."""
+    forgotten: list[str] = []
+    monkeypatch.setattr(assembly, "usable_memory", lambda: usable)
+    monkeypatch.setattr(encoders, "forget", lambda path: forgotten.append(path.name))
+    with load(media_artifact, threads=1, context=1024, cache=False) as loaded:
+        loaded.generate([user(image(0))], max_new_tokens=1)
+    expected = ["audio_encoder.onnx.data", "vision_encoder.onnx.data"]
+    assert forgotten == ([] if usable else expected)
 
 
 def test_encoders_are_released_or_kept(media_artifact: Path) -> None:

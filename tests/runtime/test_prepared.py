@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import logging
+import mmap
 import os
 import shutil
 import signal
@@ -29,6 +30,7 @@ from edge_gemma.runtime.decoder import Decoder
 from edge_gemma.runtime.embeddings import EmbeddingStore
 from edge_gemma.runtime.kv_cache import KvCache
 from edge_gemma.runtime.loading import load
+from edge_gemma.runtime.page_cache import evict, resident_pages
 from edge_gemma.runtime.prepared import find, forget, open_decoder, prepare
 
 needs_proc = pytest.mark.skipif(not residency.SMAPS.exists(), reason="needs /proc")
@@ -102,6 +104,25 @@ def test_the_decoder_gives_way_and_goes_on_as_before(artifact: Artifact, cache: 
     found = decoder.forward(*store.rows([18]), conversation)[0]
     assert np.allclose(found, expected, atol=1e-3 * np.abs(expected).max())
     store.close()
+
+
+@needs_proc
+def test_originals_leave_the_page_cache_where_memory_is_short(
+    artifact: Artifact, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And nothing else: what every token reads stays, and so does all where there is room for it."""
+    files = [prepare(artifact, cache, threads=1) / f"{name}.data" for name in DECODER]
+    if evict(files) != 0:
+        pytest.skip("files of this file system do not leave memory")
+    packed = pages = 0
+    for usable in (1 << 60, 0):
+        monkeypatch.setattr(decoders, "usable_memory", lambda usable=usable: usable)
+        decoder = open_decoder(artifact, cache, threads=1)
+        mapped = [found for found in residency._mappings() if Path(found[2]) in files]
+        packed = sum(last - first for first, last, *_ in mapped) // mmap.PAGESIZE
+        before, pages = pages, sum(resident_pages(file) or 0 for file in files)
+        del decoder
+    assert 0.8 * packed <= pages < 0.8 * before  # neighbours share pages
 
 
 def test_two_at_once(tiny_artifact: Path, artifact: Artifact, cache: Path) -> None:

@@ -5,6 +5,9 @@ public final class AudioSpec {
     /** The graph. */
     public final String file;
 
+    /** The file with its weights. */
+    public final String data;
+
     /** float32 [samples], mono, in [-1, 1]. */
     public final TensorSpec input;
 
@@ -43,6 +46,7 @@ public final class AudioSpec {
 
     AudioSpec(JsonObject json) throws JsonException {
         file = json.string("file");
+        data = json.string("data");
         input = new TensorSpec(json.object("input"));
         output = new TensorSpec(json.object("output"));
         sampleRate = json.count("sample_rate");

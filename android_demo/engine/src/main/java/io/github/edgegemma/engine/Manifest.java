@@ -238,10 +238,10 @@ public final class Manifest {
             needed.addAll(decoderInt8Kv.files());
         }
         if (audio != null) {
-            needed.add(audio.file);
+            Collections.addAll(needed, audio.file, audio.data);
         }
         if (vision != null) {
-            needed.add(vision.file);
+            Collections.addAll(needed, vision.file, vision.data);
         }
         for (String name : needed) {
             if (!files.containsKey(name)) {

@@ -5,6 +5,9 @@ public final class VisionSpec {
     /** The graph. */
     public final String file;
 
+    /** The file with its weights. */
+    public final String data;
+
     /** uint8 [height, width, 3], RGB, any size. */
     public final TensorSpec input;
 
@@ -19,6 +22,7 @@ public final class VisionSpec {
 
     VisionSpec(JsonObject json) throws JsonException {
         file = json.string("file");
+        data = json.string("data");
         input = new TensorSpec(json.object("input"));
         output = new TensorSpec(json.object("output"));
         softTokens = json.count("soft_tokens");
