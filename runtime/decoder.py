@@ -17,7 +17,7 @@ from edge_gemma.machine import usable_memory
 from edge_gemma.memory import keeping_freed_memory, release_free_memory
 from edge_gemma.runtime.kv_cache import KvCache, KvMemory
 from edge_gemma.runtime.page_cache import forget
-from edge_gemma.runtime.residency import drop_pages, dropping_pages
+from edge_gemma.runtime.residency import drop_pages, dropping_pages, fetch_pages
 from edge_gemma.runtime.session import open_session
 
 
@@ -57,11 +57,15 @@ class Decoder:
         widest = len(artifact.manifest.levels) - 1
         self.level = widest if level is None else level  # conversations stay when it changes
         self._graphs: list[_Graph] = []  # empty while others have the memory
+        self._away = False  # or while mapped pages made room for them
         _check_version(artifact.manifest.minimum_onnxruntime)
         self._open()
 
     def _open(self) -> list[_Graph]:
-        """The graphs, loaded again after `give_way` closed them."""
+        """The graphs, loaded again after `give_way` closed them, or with their pages on the way back."""
+        if self._away and not self._elastic:  # of which one level alone is read
+            fetch_pages(self._data)
+        self._away = False
         if not self._graphs:
             with contextlib.ExitStack() as stack:
                 if self.prepared:  # each matrix is packed once more, compared, and let go
@@ -94,6 +98,7 @@ class Decoder:
         """
         if self.prepared:
             drop_pages(self._data)
+            self._away = True
         else:
             self._graphs = []
             self._bound = None

@@ -9,13 +9,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Event, Thread
+from typing import NamedTuple
 
 from edge_gemma.memory import resident_bytes
 
 SMAPS = Path("/proc/self/smaps")
 MAPPING = re.compile(r"([0-9a-f]+)-([0-9a-f]+) \S{4} \S+ \S+ \d+ +(/.*)")
 SIZES = re.compile(r"^(Rss|Anonymous): +(\d+) kB", re.MULTILINE)
-DONTNEED, PAGEOUT = 4, 21  # MADV_DONTNEED and MADV_PAGEOUT of Linux
+WILLNEED, DONTNEED, PAGEOUT = 3, 4, 21  # MADV_… of Linux
+FETCHED_BYTES = 1 << 20
 DROP_STEP = 256 << 20
 WATCH_SECONDS = 0.02
 
@@ -56,23 +58,46 @@ def drop_pages(paths: set[Path], advice: int = DONTNEED) -> int:
     Returns:
         The bytes that left memory.
     """
+    return sum(mapping.resident for mapping in _clean(paths) if mapping.resident and _advise(mapping, advice))
+
+
+def fetch_pages(paths: set[Path]) -> None:
+    """Have the system read what is mapped of files, all that is not in memory and nothing else.
+
+    What it reads ahead when pages are touched reaches far into matrices that nobody needs, and where memory
+    is short those crowd out others. Scales, which only loading reads, are mostly below FETCHED_BYTES.
+    """
+    for mapping in _clean(paths):
+        if mapping.last - mapping.first >= FETCHED_BYTES:
+            _advise(mapping, WILLNEED)
+
+
+class _Mapping(NamedTuple):
+    first: int  # address
+    last: int
+    path: str
+    resident: int  # bytes
+    written: int  # bytes that are no longer those of the file
+
+
+def _clean(paths: set[Path]) -> list[_Mapping]:
+    """The mappings of files in which nothing was written; none where the system does not tell."""
     if sys.platform != "linux" or not SMAPS.exists():
-        return 0
-    libc = ctypes.CDLL(None)
+        return []
     wanted = {str(path.resolve()) for path in paths}
-    total = 0
-    for first, last, name, resident, written in _mappings():
-        if name not in wanted or written or not resident:
-            continue
-        if libc.madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), advice) == 0:
-            total += resident
-    return total
+    return [mapping for mapping in _mappings() if mapping.path in wanted and not mapping.written]
 
 
-def _mappings() -> Iterator[tuple[int, int, str, int, int]]:
-    """First and last address, path, resident bytes and bytes no longer those of the file, of each mapping."""
+def _advise(mapping: _Mapping, advice: int) -> bool:
+    """Whether the system took the advice."""
+    length = ctypes.c_size_t(mapping.last - mapping.first)
+    return bool(ctypes.CDLL(None).madvise(ctypes.c_void_p(mapping.first), length, advice) == 0)
+
+
+def _mappings() -> Iterator[_Mapping]:
+    """All mappings of files by this process."""
     for entry in re.split(r"\n(?=[0-9a-f]+-[0-9a-f]+ )", SMAPS.read_text("utf-8", errors="surrogateescape")):
         if found := MAPPING.match(entry):
             sizes = dict(SIZES.findall(entry))
             first, last, name = int(found[1], 16), int(found[2], 16), found[3]
-            yield first, last, name, int(sizes["Rss"]) * 1024, int(sizes["Anonymous"]) * 1024
+            yield _Mapping(first, last, name, int(sizes["Rss"]) * 1024, int(sizes["Anonymous"]) * 1024)

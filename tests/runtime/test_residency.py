@@ -12,7 +12,8 @@ import pytest
 
 from edge_gemma.memory import resident_bytes
 from edge_gemma.runtime import residency
-from edge_gemma.runtime.residency import drop_pages, dropping_pages
+from edge_gemma.runtime.page_cache import evict, resident_pages
+from edge_gemma.runtime.residency import FETCHED_BYTES, drop_pages, dropping_pages, fetch_pages
 
 SIZE = 8 << 20
 
@@ -60,6 +61,7 @@ def test_what_was_written_to_a_private_mapping_stays(mapped: Path) -> None:
 
 
 def test_a_file_that_is_not_mapped(tmp_path: Path) -> None:
+    fetch_pages({tmp_path / "nothing"})
     assert drop_pages({tmp_path / "nothing"}) == 0
 
 
@@ -67,6 +69,25 @@ def test_other_systems(mapped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(residency, "SMAPS", Path("/nowhere/smaps"))
     with mapped.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ):
         assert drop_pages({mapped}) == 0
+
+
+@pytest.mark.skipif(not residency.SMAPS.exists(), reason="needs /proc")
+@pytest.mark.timeout(60)
+def test_what_is_mapped_comes_back_and_nothing_else(mapped: Path) -> None:
+    """A large mapping as a whole, a small one not at all."""
+    large, small = {"length": SIZE // 4, "offset": SIZE // 2}, {"length": FETCHED_BYTES // 2}
+    with mapped.open("rb") as file:
+        views = [mmap.mmap(file.fileno(), access=mmap.ACCESS_READ, **place) for place in (large, small)]
+        if evict([mapped]) != 0:
+            pytest.skip("files of this file system do not leave memory")
+        fetch_pages({mapped})
+        while (found := resident_pages(mapped)) != SIZE // 4 // mmap.PAGESIZE:  # it is read meanwhile
+            assert found is not None and found < SIZE // 4 // mmap.PAGESIZE
+            time.sleep(0.01)
+        time.sleep(0.1)
+        assert resident_pages(mapped) == found
+        for view in views:
+            view.close()
 
 
 @pytest.mark.skipif(not residency.SMAPS.exists(), reason="needs /proc")
