@@ -25,8 +25,8 @@ import onnxruntime as ort
 
 from benchmarks.report import print_report
 from edge_gemma import artifact as artifacts
-from edge_gemma.devices import CPU
 from edge_gemma.export.parity import compare_soft_tokens
+from edge_gemma.machine import CPU
 from edge_gemma.memory import format_bytes, peak_resident_bytes
 from edge_gemma.runtime.session import open_session
 

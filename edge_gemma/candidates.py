@@ -15,7 +15,6 @@ from edge_gemma.planning import CHUNKS, TURNS, Needs, Plan, longest, plan, settl
 from edge_gemma.recipes import Recipe, load_recipes
 
 ROUND = 256  # tokens: an estimate is not exact to the token
-DEFAULT_CONTEXT = 4096  # tokens
 MIB = 1 << 20
 INT8 = "int8"
 

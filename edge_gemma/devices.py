@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Annotated
 
 from edge_gemma.errors import DeviceError
-from edge_gemma.machine import Machine, this_machine
+from edge_gemma.machine import CPU, Machine, this_machine
 from edge_gemma.memory import parse_bytes
 from edge_gemma.models import MODELS
 from edge_gemma.schema import SchemaError, from_dict
 from edge_gemma.yaml_file import read_entries
 
 BUILT_IN = Path(__file__).with_name("devices.yaml")
-CPU = "CPUExecutionProvider"
 UNLIMITED = 1 << 60
 SUFFIXES = (".yaml", ".yml")
 # A generic machine with a smaller share of its profile's budget than this gets the smallest model.

@@ -8,11 +8,11 @@ from collections.abc import Iterable
 
 from edge_gemma.artifact import MemorySpec
 from edge_gemma.config import FULL, SLIDING, TextConfig
+from edge_gemma.memory import KV_BYTES
 from edge_gemma.recipes import KV_DTYPES, MatrixFormat, Recipe
 from edge_gemma.shapes import head_shards, is_read, text_shapes
 
 FLOAT_BYTES = 4
-KV_BYTES = {"float32": 4, "float16": 2, "int8": 1}
 KINDS = (
     (r"embed_tokens\.", "head"),
     (r"altup_(unembed_)?projections\.", "altup"),

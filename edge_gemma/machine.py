@@ -10,6 +10,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+CPU = "CPUExecutionProvider"  # onnxruntime's name for computing on the processor
 ROOT = Path("/")  # of the file system; tests have one of their own
 # processor features that decide which of onnxruntime's int8 kernels run, best first, as /proc/cpuinfo calls
 # them: asimd is NEON, asimddp its int8 dot product, i8mm its int8 matrix product

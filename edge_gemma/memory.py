@@ -26,6 +26,7 @@ UNITS = {
 }
 ESTIMATE_CONTEXTS = (1024, 4096, 8192, 16_384, 32_768)
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
+KV_BYTES = {"float32": 4, "float16": 2, "int8": 1}  # a value of the KV cache
 DEFAULT_CHUNK = 128  # tokens of a prompt computed at once
 
 # Measured on x86-64 with onnxruntime 1.32 (docs/memory.md): interpreter, numpy and onnxruntime before any

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import TYPE_CHECKING
 
-from edge_gemma.footprint import KV_BYTES
-from edge_gemma.memory import DEFAULT_CHUNK, estimate
+from edge_gemma.memory import DEFAULT_CHUNK, KV_BYTES, estimate
 
 if TYPE_CHECKING:
     from edge_gemma.artifact import AudioSpec, Manifest, MemorySpec, VisionSpec
 
+DEFAULT_CONTEXT = 4096  # tokens
 CHUNKS = (DEFAULT_CHUNK, 64, 32, 16)
 # What of a decoder stays when its weights are elsewhere: the graph, the session's tables.
 AWAY_BYTES = 24 << 20

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from edge_gemma.artifact import Artifact, Manifest, read
-from edge_gemma.candidates import DEFAULT_CONTEXT, advise
+from edge_gemma.candidates import advise
 from edge_gemma.console import print_table, show_progress
 from edge_gemma.devices import find_device
 from edge_gemma.errors import BudgetError, EdgeGemmaError, PromptError, SubmodelError
@@ -25,6 +25,7 @@ from edge_gemma.export.pipeline import export, has_tower
 from edge_gemma.export.verify import PROMPTS, verify
 from edge_gemma.memory import format_bytes, parse_bytes, peak_resident_bytes
 from edge_gemma.models import TOWERS, model_name
+from edge_gemma.planning import DEFAULT_CONTEXT
 from edge_gemma.progress import Progress
 from edge_gemma.recipes import DEFAULT_RECIPE, KV_DTYPES, Recipe, find_recipe
 from edge_gemma.submodel_choice import SOURCE, Chooser, explain

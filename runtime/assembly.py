@@ -9,7 +9,7 @@ from edge_gemma.artifact import Artifact
 from edge_gemma.machine import usable_memory
 from edge_gemma.memory import release_free_memory
 from edge_gemma.planning import KEPT, TURNS, Plan
-from edge_gemma.runtime.chat import ChatTemplate
+from edge_gemma.runtime.chat import ChatTemplate, control_tokens
 from edge_gemma.runtime.decoder import Decoder
 from edge_gemma.runtime.embeddings import EmbeddingStore
 from edge_gemma.runtime.encoders import Encoders
@@ -34,10 +34,9 @@ def open_language(artifact: Artifact) -> Language:
         ArtifactError: one of them is damaged.
     """
     manifest = artifact.manifest
-    return Language(
-        Tokenizer(artifact.path(manifest.tokenizer.file), manifest.tokenizer),
-        ChatTemplate.from_file(artifact.path(manifest.chat_template)),
-    )
+    tokenizer = Tokenizer(artifact.path(manifest.tokenizer.file), manifest.tokenizer)
+    control_tokens(tuple(tokenizer.special_tokens))  # the first prompt need not wait for it
+    return Language(tokenizer, ChatTemplate.from_file(artifact.path(manifest.chat_template)))
 
 
 def assemble(

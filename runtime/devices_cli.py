@@ -9,12 +9,13 @@ from pathlib import Path
 import click
 
 from edge_gemma import artifact as artifacts
-from edge_gemma.candidates import DEFAULT_CONTEXT, advise, of_artifact, of_model, rank
+from edge_gemma.candidates import advise, of_artifact, of_model, rank
 from edge_gemma.console import print_table
 from edge_gemma.devices import UNLIMITED, Device, detect_device, find_device, load_devices
 from edge_gemma.errors import BudgetError, PromptError
 from edge_gemma.memory import format_bytes, parse_bytes
 from edge_gemma.models import MODELS, TEXT
+from edge_gemma.planning import DEFAULT_CONTEXT
 from edge_gemma.recipes import DEFAULT_RECIPE, find_recipe, load_recipes
 from edge_gemma.runtime.plan_report import (
     candidate_facts,

@@ -10,7 +10,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from edge_gemma.artifact import Artifact, AudioSpec, VisionSpec
-from edge_gemma.devices import CPU
+from edge_gemma.machine import CPU
 from edge_gemma.memory import release_free_memory
 from edge_gemma.runtime.page_cache import forget
 from edge_gemma.runtime.prompt import Media

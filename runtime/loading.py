@@ -12,14 +12,14 @@ import onnxruntime as ort
 
 from edge_gemma import artifact as artifacts
 from edge_gemma.artifact import Artifact, Manifest
-from edge_gemma.candidates import DEFAULT_CONTEXT, advise, of_artifact
-from edge_gemma.devices import CPU, Device, detect_device, find_device
 from edge_gemma.errors import BudgetError, PromptError, check_count
+from edge_gemma.machine import CPU
 from edge_gemma.memory import format_bytes, parse_bytes
-from edge_gemma.planning import Needs, Plan, plan, settle
+from edge_gemma.planning import DEFAULT_CONTEXT, Needs, Plan, plan, settle
 from edge_gemma.runtime import prepared
 
 if TYPE_CHECKING:
+    from edge_gemma.devices import Device
     from edge_gemma.runtime.assembly import Language
     from edge_gemma.runtime.engine import Model
 
@@ -141,7 +141,11 @@ def profile_of(device: str | Device | None) -> Device | None:
     Raises:
         DeviceError: there is none of that name.
     """
-    if device is None or isinstance(device, Device):
+    if device is None:
+        return None
+    from edge_gemma.devices import Device, detect_device, find_device  # most loads do without them
+
+    if isinstance(device, Device):
         return device
     return detect_device() if device == AUTO else find_device(device)
 
@@ -175,6 +179,8 @@ def _check_preparing(needs: Needs, planned: Plan) -> None:
 def _check_budget(manifest: Manifest, planned: Plan, level: int | None) -> None:
     if planned.fits or planned.budget is None:
         return
+    from edge_gemma.candidates import advise, of_artifact  # most loads do without them
+
     candidate = of_artifact(manifest, context=planned.context, budget=planned.budget, level=level)
     if candidate.plan.fits:
         raise BudgetError(

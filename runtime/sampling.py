@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from numbers import Integral, Real
 
 import numpy as np
+from numpy.random import default_rng  # numpy itself would import it for the first prompt
 from numpy.typing import NDArray
 
 from edge_gemma.errors import EdgeGemmaError, PromptError
@@ -121,7 +122,7 @@ def make_sampler(options: SamplingOptions, constraint: Constraint | None = None)
     token behind that of the call before. What the constraint rules out goes before all filters. Raises
     EdgeGemmaError as `probabilities` does, PromptError as `Constraint` does.
     """
-    rng = np.random.default_rng(options.seed)
+    rng = default_rng(options.seed)
 
     def sample(logits: NDArray[np.float32], history: Sequence[int]) -> int:
         ids, probs = probabilities(logits, history, options)

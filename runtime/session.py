@@ -8,8 +8,8 @@ from pathlib import Path
 
 import onnxruntime as ort
 
-from edge_gemma.devices import CPU
 from edge_gemma.errors import ArtifactError
+from edge_gemma.machine import CPU
 
 
 def default_threads() -> int:
