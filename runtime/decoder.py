@@ -67,26 +67,31 @@ class Decoder:
             fetch_pages(self._data)
         self._away = False
         if not self._graphs:
-            with contextlib.ExitStack() as stack:
-                if self.prepared:  # each matrix is packed once more, compared, and let go
-                    stack.enter_context(keeping_freed_memory())
-                else:
-                    stack.callback(release_free_memory)
-                if self.prepared and self._elastic:  # of branches, originals are held until all is loaded
-                    stack.enter_context(dropping_pages(self._data))
-                # onnxruntime loads a graph on one core
-                threads = stack.enter_context(ThreadPoolExecutor(len(self.spec.graphs)))
-                self._graphs = list(threads.map(self._load, self.spec.graphs))
-            if self.prepared and sum(file.stat().st_size for file in self._data) > usable_memory():
-                for file in self._data:  # what is not mapped any more would crowd out what every token reads
-                    forget(file)
-            # Scales and zero points are read once: the packed matrices have their own.
-            drop_pages(self._data)
-            self._bound: KvMemory | None = None
-            self._handed: dict[str, int] = {}
+            self._load()
         return self._graphs
 
-    def _load(self, graph: GraphSpec) -> _Graph:
+    def _load(self) -> None:
+        with contextlib.ExitStack() as stack:
+            if self.prepared:  # each matrix is packed once more, compared, and let go
+                stack.enter_context(keeping_freed_memory())
+            else:
+                stack.callback(release_free_memory)
+            if self.prepared and self._elastic:  # of branches, originals are held until all is loaded
+                stack.enter_context(dropping_pages(self._data))
+            # onnxruntime loads a graph on one core
+            threads = stack.enter_context(ThreadPoolExecutor(len(self.spec.graphs)))
+            self._graphs = list(threads.map(self._load_graph, self.spec.graphs))
+        self._bound: KvMemory | None = None
+        self._handed: dict[str, int] = {}
+        if self.prepared:
+            with contextlib.suppress(OSError):  # the files may have been removed since
+                if sum(file.stat().st_size for file in self._data) > usable_memory():
+                    for file in self._data:  # originals would crowd out what every token reads
+                        forget(file)
+        # Scales and zero points are read once: the packed matrices have their own.
+        drop_pages(self._data)
+
+    def _load_graph(self, graph: GraphSpec) -> _Graph:
         path = self._folder / graph.file
         return _Graph(graph, open_session(path, self._threads, prepared=self.prepared))
 
