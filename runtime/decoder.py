@@ -17,7 +17,7 @@ from edge_gemma.machine import usable_memory
 from edge_gemma.memory import keeping_freed_memory, release_free_memory
 from edge_gemma.runtime.kv_cache import KvCache, KvMemory
 from edge_gemma.runtime.page_cache import forget
-from edge_gemma.runtime.residency import drop_pages, dropping_pages, fetch_pages
+from edge_gemma.runtime.residency import Mapping, drop_pages, dropping_pages, fetch_pages, mappings_in_use
 from edge_gemma.runtime.session import open_session
 
 
@@ -57,15 +57,14 @@ class Decoder:
         widest = len(artifact.manifest.levels) - 1
         self.level = widest if level is None else level  # conversations stay when it changes
         self._graphs: list[_Graph] = []  # empty while others have the memory
-        self._away = False  # or while mapped pages made room for them
+        self._away: list[Mapping] = []  # whose pages made room for them
         _check_version(artifact.manifest.minimum_onnxruntime)
         self._open()
 
     def _open(self) -> list[_Graph]:
         """The graphs, loaded again after `give_way` closed them, or with their pages on the way back."""
-        if self._away and not self._elastic:  # of which one level alone is read
-            fetch_pages(self._data)
-        self._away = False
+        fetch_pages(self._away)
+        self._away = []
         if not self._graphs:
             self._load()
         return self._graphs
@@ -102,8 +101,8 @@ class Decoder:
         loaded again.
         """
         if self.prepared:
+            self._away = mappings_in_use(self._data)  # no scales: nothing read them since loading
             drop_pages(self._data)
-            self._away = True
         else:
             self._graphs = []
             self._bound = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Event, Thread
@@ -17,7 +17,6 @@ SMAPS = Path("/proc/self/smaps")
 MAPPING = re.compile(r"([0-9a-f]+)-([0-9a-f]+) \S{4} \S+ \S+ \d+ +(/.*)")
 SIZES = re.compile(r"^(Rss|Anonymous): +(\d+) kB", re.MULTILINE)
 WILLNEED, DONTNEED, PAGEOUT = 3, 4, 21  # MADV_… of Linux
-FETCHED_BYTES = 1 << 20
 DROP_STEP = 256 << 20
 WATCH_SECONDS = 0.02
 
@@ -58,21 +57,33 @@ def drop_pages(paths: set[Path], advice: int = DONTNEED) -> int:
     Returns:
         The bytes that left memory.
     """
-    return sum(mapping.resident for mapping in _clean(paths) if mapping.resident and _advise(mapping, advice))
+    return sum(mapping.resident for mapping in mappings_in_use(paths) if _advise(mapping, advice))
 
 
-def fetch_pages(paths: set[Path]) -> None:
-    """Have the system read what is mapped of files, all that is not in memory and nothing else.
+def fetch_pages(mappings: Iterable[Mapping]) -> None:
+    """Have the system read all of these mappings that is not in memory, and nothing else.
 
     What it reads ahead when pages are touched reaches far into matrices that nobody needs, and where memory
-    is short those crowd out others. Scales, which only loading reads, are mostly below FETCHED_BYTES.
+    is short those crowd out others.
     """
-    for mapping in _clean(paths):
-        if mapping.last - mapping.first >= FETCHED_BYTES:
-            _advise(mapping, WILLNEED)
+    for mapping in mappings:
+        _advise(mapping, WILLNEED)
 
 
-class _Mapping(NamedTuple):
+def mappings_in_use(paths: set[Path]) -> list[Mapping]:
+    """The mappings of files that have pages in memory, and none that was written.
+
+    Empty where the system does not tell.
+    """
+    if sys.platform != "linux" or not SMAPS.exists():
+        return []
+    wanted = {str(path.resolve()) for path in paths}
+    return [found for found in _mappings() if found.path in wanted and found.resident and not found.written]
+
+
+class Mapping(NamedTuple):
+    """A part of a file in this process's memory."""
+
     first: int  # address
     last: int
     path: str
@@ -80,24 +91,16 @@ class _Mapping(NamedTuple):
     written: int  # bytes that are no longer those of the file
 
 
-def _clean(paths: set[Path]) -> list[_Mapping]:
-    """The mappings of files in which nothing was written; none where the system does not tell."""
-    if sys.platform != "linux" or not SMAPS.exists():
-        return []
-    wanted = {str(path.resolve()) for path in paths}
-    return [mapping for mapping in _mappings() if mapping.path in wanted and not mapping.written]
-
-
-def _advise(mapping: _Mapping, advice: int) -> bool:
+def _advise(mapping: Mapping, advice: int) -> bool:
     """Whether the system took the advice."""
     length = ctypes.c_size_t(mapping.last - mapping.first)
     return bool(ctypes.CDLL(None).madvise(ctypes.c_void_p(mapping.first), length, advice) == 0)
 
 
-def _mappings() -> Iterator[_Mapping]:
+def _mappings() -> Iterator[Mapping]:
     """All mappings of files by this process."""
     for entry in re.split(r"\n(?=[0-9a-f]+-[0-9a-f]+ )", SMAPS.read_text("utf-8", errors="surrogateescape")):
         if found := MAPPING.match(entry):
             sizes = dict(SIZES.findall(entry))
             first, last, name = int(found[1], 16), int(found[2], 16), found[3]
-            yield _Mapping(first, last, name, int(sizes["Rss"]) * 1024, int(sizes["Anonymous"]) * 1024)
+            yield Mapping(first, last, name, int(sizes["Rss"]) * 1024, int(sizes["Anonymous"]) * 1024)

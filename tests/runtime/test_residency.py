@@ -13,7 +13,7 @@ import pytest
 from edge_gemma.memory import resident_bytes
 from edge_gemma.runtime import residency
 from edge_gemma.runtime.page_cache import evict, resident_pages
-from edge_gemma.runtime.residency import FETCHED_BYTES, drop_pages, dropping_pages, fetch_pages
+from edge_gemma.runtime.residency import drop_pages, dropping_pages, fetch_pages, mappings_in_use
 
 SIZE = 8 << 20
 
@@ -61,7 +61,7 @@ def test_what_was_written_to_a_private_mapping_stays(mapped: Path) -> None:
 
 
 def test_a_file_that_is_not_mapped(tmp_path: Path) -> None:
-    fetch_pages({tmp_path / "nothing"})
+    assert mappings_in_use({tmp_path / "nothing"}) == []
     assert drop_pages({tmp_path / "nothing"}) == 0
 
 
@@ -74,13 +74,17 @@ def test_other_systems(mapped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.skipif(not residency.SMAPS.exists(), reason="needs /proc")
 @pytest.mark.timeout(60)
 def test_what_is_mapped_comes_back_and_nothing_else(mapped: Path) -> None:
-    """A large mapping as a whole, a small one not at all."""
-    large, small = {"length": SIZE // 4, "offset": SIZE // 2}, {"length": FETCHED_BYTES // 2}
+    """A mapping that was in use as a whole, one that was not not at all."""
+    places = {"length": SIZE // 4, "offset": SIZE // 2}, {"length": SIZE // 8}
     with mapped.open("rb") as file:
-        views = [mmap.mmap(file.fileno(), access=mmap.ACCESS_READ, **place) for place in (large, small)]
+        views = [mmap.mmap(file.fileno(), access=mmap.ACCESS_READ, **place) for place in places]
+        assert views[0][0] >= 0  # touched
+        (used,) = mappings_in_use({mapped})
+        assert used.last - used.first == SIZE // 4
+        drop_pages({mapped})
         if evict([mapped]) != 0:
             pytest.skip("files of this file system do not leave memory")
-        fetch_pages({mapped})
+        fetch_pages([used])
         while (found := resident_pages(mapped)) != SIZE // 4 // mmap.PAGESIZE:  # it is read meanwhile
             assert found is not None and found < SIZE // 4 // mmap.PAGESIZE
             time.sleep(0.01)
