@@ -58,9 +58,8 @@ def products_alone(graphs: Sequence[Path], folder: Path) -> tuple[Path, dict[str
     made = helper.make_model(alone, opset_imports=first.opset_import, ir_version=first.ir_version)
     path.write_bytes(made.SerializeToString())
     for name in {e.value for t in alone.initializer for e in t.external_data if e.key == "location"}:
-        os.link(
-            graphs[0].with_name(name), folder / name
-        )  # onnxruntime follows no links out of a model's folder
+        # a hard link: onnxruntime follows no others out of a model's folder
+        os.link(graphs[0].with_name(name), folder / name)
     return path, widths
 
 

@@ -17,7 +17,14 @@ from edge_gemma.machine import usable_memory
 from edge_gemma.memory import keeping_freed_memory, release_free_memory
 from edge_gemma.runtime.kv_cache import KvCache, KvMemory
 from edge_gemma.runtime.page_cache import forget
-from edge_gemma.runtime.residency import Mapping, drop_pages, dropping_pages, fetch_pages, mappings_in_use
+from edge_gemma.runtime.residency import (
+    Mapping,
+    drop_pages,
+    dropping_pages,
+    empty,
+    fetch_pages,
+    mappings_in_use,
+)
 from edge_gemma.runtime.session import open_session
 
 
@@ -101,8 +108,9 @@ class Decoder:
         loaded again.
         """
         if self.prepared:
-            self._away = mappings_in_use(self._data)  # no scales: nothing read them since loading
-            drop_pages(self._data)
+            used = mappings_in_use(self._data)  # no scales: nothing read them since loading
+            empty(used)
+            self._away += used  # another encoder may have had room made for it just before
         else:
             self._graphs = []
             self._bound = None

@@ -57,7 +57,12 @@ def drop_pages(paths: set[Path], advice: int = DONTNEED) -> int:
     Returns:
         The bytes that left memory.
     """
-    return sum(mapping.resident for mapping in mappings_in_use(paths) if _advise(mapping, advice))
+    return empty(mappings_in_use(paths), advice)
+
+
+def empty(mappings: Iterable[Mapping], advice: int = DONTNEED) -> int:
+    """`drop_pages` of these mappings."""
+    return sum(mapping.resident for mapping in mappings if _advise(mapping, advice))
 
 
 def fetch_pages(mappings: Iterable[Mapping]) -> None:

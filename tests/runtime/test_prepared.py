@@ -105,6 +105,7 @@ def test_the_decoder_gives_way_and_goes_on_as_before(
     decoder.forward(*store.rows([10]), KvCache(decoder.spec, context=8, chunk=1))  # pages come back
     decoder.give_way()
     assert residency.drop_pages(files) == 0
+    decoder.give_way()  # to a second encoder, for the same message
     assert not any(fetched)
     found = decoder.forward(*store.rows([18]), conversation)[0]
     decoder.forward(*store.rows([19]), conversation)
