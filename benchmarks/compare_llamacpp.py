@@ -154,8 +154,7 @@ def print_contestants(
     rows.append((BASELINE, f"{gguf.name}, {format_bytes(gguf.stat().st_size)}, {attention} flash attention"))
     for name, artifact in found.items():
         manifest = artifact.manifest
-        encoders = [spec for spec in (manifest.audio, manifest.vision) if spec]
-        left_out = {name for spec in encoders for name in (spec.file, spec.data)}
+        left_out = {name for spec in manifest.encoders for name in (spec.file, spec.data)}
         size = sum(f.bytes for name, f in manifest.files.items() if name not in left_out)
         rows.append(
             (name, f"recipe {manifest.recipe} ({_bits(artifact)}), {format_bytes(size)} without encoders")

@@ -267,6 +267,11 @@ class Manifest:
         return {spec.global_kv: spec for spec in (self.decoder, self.decoder_int8_kv) if spec}
 
     @property
+    def encoders(self) -> tuple[AudioSpec | VisionSpec, ...]:
+        """The encoders that there are, audio first."""
+        return tuple(spec for spec in (self.audio, self.vision) if spec)
+
+    @property
     def level_indices(self) -> tuple[int | None, ...]:
         """Indices of the levels, narrowest first; None alone where the artifact is not elastic."""
         return tuple(range(len(self.levels))) or (None,)
@@ -381,8 +386,8 @@ def _read_manifest(folder: Path) -> Manifest:
         raise ArtifactError(f"{path}: {error}; export the artifact again") from None
     needed = [manifest.embeddings.file, manifest.chat_template]
     needed += [manifest.tokenizer.file, manifest.tokenizer.original]
-    for encoder in (manifest.audio, manifest.vision):
-        needed += [encoder.file, encoder.data] if encoder else []
+    for encoder in manifest.encoders:
+        needed += [encoder.file, encoder.data]
     decoders = [decoder for decoder in (manifest.decoder, manifest.decoder_int8_kv) if decoder]
     for decoder in decoders:
         needed += decoder.files

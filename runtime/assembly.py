@@ -52,7 +52,7 @@ def assemble(
 ) -> Model:
     """The parts of a model, put together; the options are those of `load`, settled."""
     manifest = artifact.manifest
-    weights = [manifest.files[spec.data].bytes for spec in (manifest.audio, manifest.vision) if spec]
+    weights = [manifest.files[spec.data].bytes for spec in manifest.encoders]
     prefixes = Prefixes(room(plan, session_memory))
     encoders = Encoders(
         artifact,

@@ -84,9 +84,8 @@ class Encoders:
         self._sessions.clear()
         release_free_memory()
         if self._scarce:
-            for spec in (self._artifact.manifest.audio, self._artifact.manifest.vision):
-                if spec:
-                    forget(self._artifact.path(spec.data))
+            for spec in self._artifact.manifest.encoders:
+                forget(self._artifact.path(spec.data))
 
     def _run(self, spec: AudioSpec | VisionSpec, item: Media) -> NDArray[np.float32]:
         session = self._sessions.get(spec.file)
