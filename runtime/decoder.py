@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +24,7 @@ from edge_gemma.runtime.residency import (
     fetch_pages,
     mappings_in_use,
 )
-from edge_gemma.runtime.session import open_session
+from edge_gemma.runtime.session import open_together
 
 
 class Decoder:
@@ -84,9 +83,9 @@ class Decoder:
                 stack.callback(release_free_memory)
             if self.prepared and self._elastic:  # of branches, originals are held until all is loaded
                 stack.enter_context(dropping_pages(self._data))
-            # onnxruntime loads a graph on one core
-            threads = stack.enter_context(ThreadPoolExecutor(len(self.spec.graphs)))
-            self._graphs = list(threads.map(self._load_graph, self.spec.graphs))
+            files = [self._folder / graph.file for graph in self.spec.graphs]
+            sessions = open_together(files, self._threads, prepared=self.prepared)
+            self._graphs = [_Graph(*pair) for pair in zip(self.spec.graphs, sessions, strict=True)]
         self._bound: KvMemory | None = None
         self._handed: dict[str, int] = {}
         if self.prepared:
@@ -96,10 +95,6 @@ class Decoder:
                         forget(file)
         # Scales and zero points are read once: the packed matrices have their own.
         drop_pages(self._data)
-
-    def _load_graph(self, graph: GraphSpec) -> _Graph:
-        path = self._folder / graph.file
-        return _Graph(graph, open_session(path, self._threads, prepared=self.prepared))
 
     def give_way(self) -> None:
         """Leave memory until the next call of `forward`; conversations stay.

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Lock
 
 import onnxruntime as ort
 
 from edge_gemma.errors import ArtifactError
 from edge_gemma.machine import CPU
+
+_opening_together = Lock()
 
 
 def default_threads() -> int:
@@ -26,6 +30,7 @@ def open_session(
     providers: Sequence[str] = (CPU,),
     prepared: bool = False,
     save_to: Path | None = None,
+    shared: bool = False,
 ) -> ort.InferenceSession:
     """Load a graph of an artifact.
 
@@ -34,6 +39,7 @@ def open_session(
         prepared: the graph was written by `save_to`: it is optimized already.
         save_to: write the graph as it was optimized, and its matrices as they were packed, here and to
             a file of this name and .data.
+        shared: activations lie in the allocator that is registered in this process, not in one of its own.
 
     Raises:
         ArtifactError: onnxruntime cannot load it, or cannot save it.
@@ -51,6 +57,8 @@ def open_session(
     options.inter_op_num_threads = 1
     # Sessions take turns, each with threads of its own: whose turn is over must not wait on another's core.
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    if shared:
+        options.add_session_config_entry("session.use_env_allocators", "1")
     options.enable_mem_pattern = False  # shapes change with every chunk
     options.log_severity_level = 3
     try:
@@ -61,3 +69,28 @@ def open_session(
             f"onnxruntime {ort.__version__} cannot load {path}: {reason}; "
             "check the artifact with `edge-gemma inspect --verify`"
         ) from None
+
+
+def open_together(
+    paths: Sequence[Path], threads: int | None = None, *, prepared: bool = False
+) -> list[ort.InferenceSession]:
+    """Load graphs side by side that take turns, as `open_session` loads one: it does so on one core.
+
+    They share an allocator for their activations, which lives as long as they do. With one of its own each
+    would keep the most that it ever took. And this one grows by what is asked for, where a session's own
+    takes the next power of two.
+    """
+    with _opening_together, ThreadPoolExecutor(len(paths)) as pool:
+        _register_allocator()
+        try:
+            return list(
+                pool.map(lambda path: open_session(path, threads, prepared=prepared, shared=True), paths)
+            )
+        finally:
+            _register_allocator()  # the process itself holds on to one: not to theirs
+
+
+def _register_allocator() -> None:
+    """A new allocator for the sessions that are opened as `shared` from now on."""
+    info = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+    ort.create_and_register_allocator(info, ort.OrtArenaCfg({"arena_extend_strategy": 1}))
