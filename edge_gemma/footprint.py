@@ -54,11 +54,20 @@ def memory_spec(config: TextConfig, recipe: Recipe, tokenizer_bytes: int) -> Mem
         logits=2 * c.vocab_size * FLOAT_BYTES,
         scratch_per_token=_scratch_per_token(c),
         scores_per_pair=c.num_attention_heads * FLOAT_BYTES,
+        keys_per_token=_copied_keys(recipe.kv_cache["global"], c.head_dim),
         kv_per_token=owning.count(FULL) * row["global"],
         kv_per_window_row=owning.count(SLIDING) * row["sliding"],
         sliding_window=c.sliding_window,
         tokenizer=tokenizer_bytes,
     )
+
+
+def _copied_keys(dtype: str, head_dim: int) -> int:
+    """Bytes of a token's keys that each thread of GroupQueryAttention has in float32, for one head at a time.
+
+    Of a float16 cache, that is, on processors that do not compute in float16 (ARM from v8.2 does).
+    """
+    return head_dim * FLOAT_BYTES if dtype == "float16" else 0
 
 
 def _scratch_per_token(c: TextConfig) -> int:

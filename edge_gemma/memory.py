@@ -27,6 +27,7 @@ UNITS = {
 ESTIMATE_CONTEXTS = (1024, 4096, 8192, 16_384, 32_768)
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 KV_BYTES = {"float32": 4, "float16": 2, "int8": 1}  # a value of the KV cache
+COPIES = 4  # of keys at once: one for each core of a board
 DEFAULT_CHUNK = 128  # tokens of a prompt computed at once
 
 # Measured on x86-64 with onnxruntime 1.32 (docs/memory.md): interpreter, numpy and onnxruntime before any
@@ -132,5 +133,6 @@ def estimate(spec: MemorySpec, context: int, chunk: int = DEFAULT_CHUNK) -> dict
             + spec.logits
             + chunk * spec.scratch_per_token
             + chunk * context * spec.scores_per_pair
+            + COPIES * context * spec.keys_per_token
         ),
     }

@@ -58,8 +58,10 @@ class Needs:
 
     def decoder_with(self, global_kv: str) -> MemorySpec:
         """What the decoder needs with this dtype of the global layers' KV cache."""
-        values = self.decoder.kv_per_token // KV_BYTES[self.global_kv[0]]
-        return replace(self.decoder, kv_per_token=values * KV_BYTES[global_kv])
+        own = self.global_kv[0]
+        values = self.decoder.kv_per_token // KV_BYTES[own]
+        keys = self.decoder.keys_per_token if global_kv == own else 0
+        return replace(self.decoder, kv_per_token=values * KV_BYTES[global_kv], keys_per_token=keys)
 
 
 @dataclass(frozen=True, kw_only=True)

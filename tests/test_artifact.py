@@ -100,8 +100,8 @@ def test_one_changed_byte(folder: Path, name: str, where: float) -> None:
 @pytest.mark.parametrize(
     ("version", "kind", "advice"),
     [
-        (6, FormatVersionError, "has format version 6, this edge-gemma reads 5: upgrade edge-gemma"),
-        (2, FormatVersionError, "has format version 2, this edge-gemma reads 5: export it again"),
+        (7, FormatVersionError, "has format version 7, this edge-gemma reads 6: upgrade edge-gemma"),
+        (2, FormatVersionError, "has format version 2, this edge-gemma reads 6: export it again"),
         (None, ArtifactError, "has no format_version"),
         ("1", ArtifactError, "has no format_version"),
         (True, ArtifactError, "has no format_version"),
@@ -111,7 +111,7 @@ def test_other_versions(
     folder: Path, good: dict[str, Any], version: Any, kind: type[ArtifactError], advice: str
 ) -> None:
     # a newer format may hold anything else
-    write(folder, good | {"format_version": version} | ({"new": 1} if version == 6 else {}))
+    write(folder, good | {"format_version": version} | ({"new": 1} if version == 7 else {}))
     assert advice in refusal(folder, kind)
 
 

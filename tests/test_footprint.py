@@ -60,6 +60,7 @@ def test_what_is_read() -> None:
 def test_memory_spec(recipe: str, kv_bytes: int) -> None:
     found = memory_spec(E2B, find_recipe(recipe), 1000)
     row = 2 * 2 * 256 * kv_bytes  # K and V, heads, width
+    assert found.keys_per_token == (1024 if kv_bytes == 2 else 0)
     assert (found.kv_per_token, found.kv_per_window_row) == (4 * row, 16 * row)  # of 20 owning layers
     assert (found.sliding_window, found.tokenizer) == (512, 1000)
     assert found.logits == 2 * 4 * 262_400

@@ -24,6 +24,7 @@ SPEC = MemorySpec(
     logits=2_000_000,
     scratch_per_token=300_000,
     scores_per_pair=32,
+    keys_per_token=1024,
     kv_per_token=2048,
     kv_per_window_row=8192,
     sliding_window=512,
@@ -136,5 +137,9 @@ def test_estimate_adds_up(context: int, chunk: int, rows: int) -> None:
         "weights": SPEC.weights,
         "loading": SPEC.scales + SPEC.largest_matrix,
         "kv": context * 2048 + rows * 8192,
-        "scratch": memory.WORKING_BYTES + 2_000_000 + chunk * 300_000 + chunk * context * 32,
+        "scratch": memory.WORKING_BYTES
+        + 2_000_000
+        + chunk * 300_000
+        + chunk * context * 32
+        + 4 * context * 1024,
     }

@@ -191,8 +191,9 @@ def test_the_context_in_the_advice_fits(capsys: Capture) -> None:
 
 def test_int8_is_chosen_where_float16_does_not_fit(capsys: Capture) -> None:
     for memory, global_kv in ((sparing("float16"), "float16"), (sparing("float16") - 1, "int8")):
-        found = ask(capsys, "--memory", f"{memory}B", "--context", "32768")["candidates"][0]
-        assert (found["recipe"], found["fits"], found["global_kv"]) == ("int4", True, global_kv)
+        options = ("--recipe", "int4", "--memory", f"{memory}B", "--context", "32768")
+        found = ask(capsys, *options)["candidates"][0]
+        assert (found["model"], found["fits"], found["global_kv"]) == ("E2B", True, global_kv)
     assert run(["plan", "--memory", f"{sparing('int8')}B", "--context", "32768"]) == 0
     table, _, choice = capsys.readouterr().out.partition("\n\n")
     assert table.splitlines()[2].split()[-2:] == ["int8", "32768"]

@@ -25,6 +25,7 @@ DECODER = MemorySpec(
     logits=2 * MIB,
     scratch_per_token=MIB // 2,
     scores_per_pair=32,
+    keys_per_token=1024,
     kv_per_token=8192,
     kv_per_window_row=32_768,
     sliding_window=512,
@@ -78,8 +79,10 @@ def test_int8_where_nothing_else_fits(global_kv: str, chunk: int) -> None:
 
 def test_quality_comes_before_speed() -> None:
     """The budget has room for int8 and a larger chunk, too."""
-    found = plan(NEEDS, context=LONG, budget=in_turns("int8", 128), prepared=False)
-    assert found.global_kv == "float16" and found.chunk < 128
+    budget = in_turns("float16", 16)
+    assert in_turns("int8", 128) < budget
+    found = plan(NEEDS, context=LONG, budget=budget, prepared=False)
+    assert (found.global_kv, found.chunk) == ("float16", 16)
 
 
 def test_int8_takes_half() -> None:
@@ -134,6 +137,8 @@ def test_needs_of_an_artifact(media_artifact: Path, tiny_artifact: Path) -> None
     both = Needs.of(artifacts.read(tiny_artifact).manifest)
     assert both.global_kv == ("float16", "int8")
     assert both.decoder_with("int8").kv_per_token * 2 == both.decoder.kv_per_token > 0
+    assert both.decoder_with("float16") == both.decoder and both.decoder.keys_per_token > 0
+    assert both.decoder_with("int8").keys_per_token == 0  # its kernel copies none
 
 
 def test_load_keeps_to_a_budget(tiny_artifact: Path, capsys: pytest.CaptureFixture[str]) -> None:

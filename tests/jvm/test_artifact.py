@@ -77,12 +77,12 @@ def refused(jvm: Jvm, folder: Path) -> str:
 
 CHANGES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "newer": (
-        lambda m: m.update(format_version=6),
-        "has format version 6, this engine reads 5: update the app",
+        lambda m: m.update(format_version=7),
+        "has format version 7, this engine reads 6: update the app",
     ),
     "older": (
         lambda m: m.update(format_version=3),
-        "has format version 3, this engine reads 5: export the artifact again with a newer edge-gemma",
+        "has format version 3, this engine reads 6: export the artifact again with a newer edge-gemma",
     ),
     "no version": (lambda m: m.pop("format_version"), "has no format_version: expected an artifact made by"),
     "unknown key": (lambda m: m.update(sparkle=1), "unknown key 'sparkle' at the top level; copy or export"),

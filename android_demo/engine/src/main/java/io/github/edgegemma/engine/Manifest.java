@@ -15,7 +15,7 @@ import java.util.Map;
 /** manifest.json: everything that is to be known of an artifact; docs/artifact.md describes it. */
 public final class Manifest {
     /** The format that this engine reads. */
-    public static final int FORMAT_VERSION = 5;
+    public static final int FORMAT_VERSION = 6;
 
     static final String FILE = "manifest.json";
 
@@ -116,7 +116,8 @@ public final class Manifest {
         chatTemplate = json.string("chat_template");
         memory = integers(
                 json.object("memory"), "weights", "scales", "largest_matrix", "logits", "scratch_per_token",
-                "scores_per_pair", "kv_per_token", "kv_per_window_row", "sliding_window", "tokenizer");
+                "scores_per_pair", "keys_per_token", "kv_per_token", "kv_per_window_row", "sliding_window",
+                "tokenizer");
         JsonObject estimate = json.object("memory_estimate");
         memoryEstimate = integers(estimate, estimate.keys().toArray(new String[0]));
         Map<String, Long> sizes = new LinkedHashMap<String, Long>();
