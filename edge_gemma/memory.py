@@ -87,11 +87,16 @@ def peak_resident_bytes() -> int:
 
 
 def release_free_memory() -> None:
-    """Give memory that is free inside the allocator back to the system, where the C library can (glibc)."""
-    if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-        if trim is not None:
-            trim(0)
+    """Give memory that is free inside the allocator back to the system, where the C library can (glibc).
+
+    It has places of their own for some threads, and what is free at the end of one leaves only when a block
+    there is freed: so call this from a thread that freed much.
+    """
+    library = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if library and hasattr(library, "malloc_trim"):
+        library.malloc.restype, library.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+        library.free(library.malloc(1 << 20))
+        library.malloc_trim(0)
 
 
 @contextmanager

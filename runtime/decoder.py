@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from edge_gemma.artifact import Artifact, GraphSpec
 from edge_gemma.errors import ArtifactError
 from edge_gemma.machine import usable_memory
-from edge_gemma.memory import keeping_freed_memory, release_free_memory
+from edge_gemma.memory import release_free_memory
 from edge_gemma.runtime.kv_cache import KvCache, KvMemory
 from edge_gemma.runtime.page_cache import forget
 from edge_gemma.runtime.residency import (
@@ -76,16 +76,11 @@ class Decoder:
         return self._graphs
 
     def _load(self) -> None:
-        with contextlib.ExitStack() as stack:
-            if self.prepared:  # each matrix is packed once more, compared, and let go
-                stack.enter_context(keeping_freed_memory())
-            else:
-                stack.callback(release_free_memory)
-            if self.prepared and self._elastic:  # of branches, originals are held until all is loaded
-                stack.enter_context(dropping_pages(self._data))
-            files = [self._folder / graph.file for graph in self.spec.graphs]
+        files = [self._folder / graph.file for graph in self.spec.graphs]
+        branches = self.prepared and self._elastic  # whose originals are held until all is loaded
+        with dropping_pages(self._data) if branches else contextlib.nullcontext():
             sessions = open_together(files, self._threads, prepared=self.prepared)
-            self._graphs = [_Graph(*pair) for pair in zip(self.spec.graphs, sessions, strict=True)]
+        self._graphs = [_Graph(*pair) for pair in zip(self.spec.graphs, sessions, strict=True)]
         self._bound: KvMemory | None = None
         self._handed: dict[str, int] = {}
         if self.prepared:

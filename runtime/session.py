@@ -5,13 +5,18 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
-from threading import Lock
+from threading import Barrier, Lock
 
 import onnxruntime as ort
 
 from edge_gemma.errors import ArtifactError
 from edge_gemma.machine import CPU
+from edge_gemma.memory import keeping_freed_memory, release_free_memory
+
+ADDRESSES = 256 << 20  # for activations, in one piece; pages are taken when they are written
+UNUSED = 64 << 10  # of a block that is given out
 
 _opening_together = Lock()
 
@@ -76,21 +81,35 @@ def open_together(
 ) -> list[ort.InferenceSession]:
     """Load graphs side by side that take turns, as `open_session` loads one: it does so on one core.
 
-    They share an allocator for their activations, which lives as long as they do. With one of its own each
-    would keep the most that it ever took. And this one grows by what is asked for, where a session's own
-    takes the next power of two.
+    They share an allocator for their activations, which lives as long as they do: with one of its own, each
+    would keep the most that it ever took.
     """
     with _opening_together, ThreadPoolExecutor(len(paths)) as pool:
         _register_allocator()
         try:
-            return list(
-                pool.map(lambda path: open_session(path, threads, prepared=prepared, shared=True), paths)
-            )
+            # of what is prepared, each matrix is packed once more, compared, and let go
+            with keeping_freed_memory() if prepared else nullcontext():
+                sessions = list(
+                    pool.map(lambda path: open_session(path, threads, prepared=prepared, shared=True), paths)
+                )
         finally:
             _register_allocator()  # the process itself holds on to one: not to theirs
+        list(pool.map(_release_free_memory, [Barrier(len(paths))] * len(paths)))
+    return sessions
+
+
+def _release_free_memory(barrier: Barrier) -> None:
+    """On each thread of a pool: none starts with a second one before all have started."""
+    barrier.wait()
+    release_free_memory()
 
 
 def _register_allocator() -> None:
-    """A new allocator for the sessions that are opened as `shared` from now on."""
+    """A new allocator for the sessions that are opened as `shared` from now on.
+
+    Left to itself it gives out blocks up to twice as large as what is asked for, and soon needs further ones:
+    30 MiB more for chunks of different lengths.
+    """
     info = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
-    ort.create_and_register_allocator(info, ort.OrtArenaCfg({"arena_extend_strategy": 1}))
+    settings = {"initial_chunk_size_bytes": ADDRESSES, "max_dead_bytes_per_chunk": UNUSED}
+    ort.create_and_register_allocator(info, ort.OrtArenaCfg(settings))

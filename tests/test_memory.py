@@ -110,6 +110,22 @@ def test_resident_memory_and_its_peak() -> None:
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the allocator of glibc")
+def test_what_a_thread_freed_is_given_back() -> None:
+    """In a process of its own: a thread frees a block of 40 MiB that its allocator was told to keep."""
+    script = (
+        "from concurrent.futures import ThreadPoolExecutor; import numpy as np\n"
+        "from edge_gemma.memory import *\n"
+        "pool = ThreadPoolExecutor(1)\n"
+        "with keeping_freed_memory():\n"
+        "    pool.submit(lambda: np.full(5 << 20, 1.0).size).result()\n"
+        "full = resident_bytes(); pool.submit(release_free_memory).result(); print(full, resident_bytes())"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    full, left = map(int, done.stdout.split())
+    assert left < full - (30 << 20)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the allocator of glibc")
 def test_freed_memory_is_kept_for_a_while_and_given_back() -> None:
     """In a process of its own: of eight blocks of 40 MiB, one after the other, pages are made once."""
     script = (
