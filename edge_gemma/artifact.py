@@ -221,7 +221,7 @@ class MemorySpec:
     logits: int  # of one position
     scratch_per_token: int  # activations of one token of a prefill chunk
     scores_per_pair: int  # attention scores of one token of a chunk and one of the context
-    keys_per_token: int  # of one head in float32, if onnxruntime's kernel copies those of a global layer
+    keys_per_token: int  # of the context, one head's: each thread copies those of a global layer
     kv_per_token: int  # global layers, as `decoder` has them; with an int8 cache, a byte for each value
     kv_per_window_row: int  # sliding layers
     sliding_window: int

@@ -47,27 +47,22 @@ def memory_spec(config: TextConfig, recipe: Recipe, tokenizer_bytes: int) -> Mem
         kind: 2 * c.num_key_value_heads * c.head_dim * KV_BYTES[recipe.kv_cache[kind]] for kind in KV_DTYPES
     }
     owning = c.layer_types[: c.first_shared_layer]
+    # GroupQueryAttention goes through an int8 cache block by block. Of others it has the scores of all pairs,
+    # and of a float16 cache copies in float32, where the processor does not compute in float16 itself.
+    dtype = recipe.kv_cache["global"]
     return MemorySpec(
         weights=sum(packed),
         scales=sum(scale_bytes(shape, fmt) for shape, fmt in tensors),
         largest_matrix=max(packed),
         logits=2 * c.vocab_size * FLOAT_BYTES,
         scratch_per_token=_scratch_per_token(c),
-        scores_per_pair=c.num_attention_heads * FLOAT_BYTES,
-        keys_per_token=_copied_keys(recipe.kv_cache["global"], c.head_dim),
+        scores_per_pair=c.num_attention_heads * FLOAT_BYTES if dtype != "int8" else 0,
+        keys_per_token=c.head_dim * FLOAT_BYTES if dtype == "float16" else 0,
         kv_per_token=owning.count(FULL) * row["global"],
         kv_per_window_row=owning.count(SLIDING) * row["sliding"],
         sliding_window=c.sliding_window,
         tokenizer=tokenizer_bytes,
     )
-
-
-def _copied_keys(dtype: str, head_dim: int) -> int:
-    """Bytes of a token's keys that each thread of GroupQueryAttention has in float32, for one head at a time.
-
-    Of a float16 cache, that is, on processors that do not compute in float16 (ARM from v8.2 does).
-    """
-    return head_dim * FLOAT_BYTES if dtype == "float16" else 0
 
 
 def _scratch_per_token(c: TextConfig) -> int:

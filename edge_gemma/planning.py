@@ -59,9 +59,10 @@ class Needs:
     def decoder_with(self, global_kv: str) -> MemorySpec:
         """What the decoder needs with this dtype of the global layers' KV cache."""
         own = self.global_kv[0]
-        values = self.decoder.kv_per_token // KV_BYTES[own]
-        keys = self.decoder.keys_per_token if global_kv == own else 0
-        return replace(self.decoder, kv_per_token=values * KV_BYTES[global_kv], keys_per_token=keys)
+        if global_kv == own:
+            return self.decoder
+        kv = self.decoder.kv_per_token // KV_BYTES[own] * KV_BYTES[global_kv]
+        return replace(self.decoder, kv_per_token=kv, scores_per_pair=0, keys_per_token=0)  # int8's kernel
 
 
 @dataclass(frozen=True, kw_only=True)

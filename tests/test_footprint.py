@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
@@ -60,7 +61,10 @@ def test_what_is_read() -> None:
 def test_memory_spec(recipe: str, kv_bytes: int) -> None:
     found = memory_spec(E2B, find_recipe(recipe), 1000)
     row = 2 * 2 * 256 * kv_bytes  # K and V, heads, width
-    assert found.keys_per_token == (1024 if kv_bytes == 2 else 0)
+    assert (found.scores_per_pair, found.keys_per_token) == (32, 1024 if kv_bytes == 2 else 0)
+    int8 = replace(find_recipe(recipe), kv_cache={"sliding": "float16", "global": "int8"})
+    blockwise = memory_spec(E2B, int8, 1000)
+    assert (blockwise.scores_per_pair, blockwise.keys_per_token) == (0, 0)
     assert (found.kv_per_token, found.kv_per_window_row) == (4 * row, 16 * row)  # of 20 owning layers
     assert (found.sliding_window, found.tokenizer) == (512, 1000)
     assert found.logits == 2 * 4 * 262_400

@@ -138,7 +138,8 @@ def test_needs_of_an_artifact(media_artifact: Path, tiny_artifact: Path) -> None
     assert both.global_kv == ("float16", "int8")
     assert both.decoder_with("int8").kv_per_token * 2 == both.decoder.kv_per_token > 0
     assert both.decoder_with("float16") == both.decoder and both.decoder.keys_per_token > 0
-    assert both.decoder_with("int8").keys_per_token == 0  # its kernel copies none
+    # its kernel has neither scores of all pairs nor copies
+    assert both.decoder_with("int8").keys_per_token == both.decoder_with("int8").scores_per_pair == 0
 
 
 def test_load_keeps_to_a_budget(tiny_artifact: Path, capsys: pytest.CaptureFixture[str]) -> None:
