@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 
 from edge_gemma.memory import resident_bytes
@@ -26,6 +25,7 @@ def test_default_threads_are_the_cores_it_may_use(monkeypatch: pytest.MonkeyPatc
 @pytest.fixture
 def adds_up(tmp_path: Path) -> Path:
     """A graph that writes its input SCRATCH / 4 times, and adds up."""
+    onnx = pytest.importorskip("onnx")
     path = tmp_path / "adds_up.onnx"
     text = f"""
         <ir_version: 10, opset_import: ["" : 21]>
