@@ -20,6 +20,7 @@ import numpy as np
 from benchmarks.report import print_report
 from edge_gemma import Statistics
 from edge_gemma.console import show_progress
+from edge_gemma.errors import EdgeGemmaError
 from edge_gemma.memory import DEFAULT_CHUNK
 from edge_gemma.runtime.bench_tasks import GREEDY
 from edge_gemma.runtime.generation import Generator
@@ -48,19 +49,23 @@ def main(artifact: Path, contexts: tuple[int, ...], rounds: int, tokens: int) ->
     random = np.random.default_rng(0)
     rows, data = [], []
     with ExitStack() as stack:
-        models = [stack.enter_context(load(artifact, context=max(contexts), global_kv=kv)) for kv in CACHES]
+        try:
+            models = [
+                stack.enter_context(load(artifact, context=max(contexts), global_kv=kv)) for kv in CACHES
+            ]
+        except EdgeGemmaError as error:
+            raise click.ClickException(str(error)) from None
+        records = models[0].manifest.embeddings.records
         progress = stack.enter_context(show_progress())
         progress.stage("rounds", len(contexts) * (rounds + 1))
         for context in contexts:
             found = defaultdict(list)
             for round in range(rounds + 1):  # the first one warms up
-                records = models[0].manifest.embeddings.records
                 ids = random.integers(0, records, context - tokens).tolist()
                 for kv, model in list(zip(CACHES, models, strict=True))[:: 1 if round % 2 else -1]:
-                    for name, speed in zip(
-                        ("prefill", "decoding"), speeds(model._open(), ids, tokens), strict=True
-                    ):
-                        found[name, kv].append(speed)
+                    prefill, decoding = speeds(model._open(), ids, tokens)
+                    found["prefill", kv].append(prefill)
+                    found["decoding", kv].append(decoding)
                 progress.advance(1)
             for name in ("prefill", "decoding"):
                 each = {kv: found[name, kv][1:] for kv in CACHES}

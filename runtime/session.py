@@ -79,10 +79,16 @@ def open_session(
 def open_together(
     paths: Sequence[Path], threads: int | None = None, *, prepared: bool = False
 ) -> list[ort.InferenceSession]:
-    """Load graphs side by side that take turns, as `open_session` loads one: it does so on one core.
+    """Load graphs that take turns, side by side: onnxruntime loads a graph on one core.
 
     They share an allocator for their activations, which lives as long as they do: with one of its own, each
     would keep the most that it ever took.
+
+    Args:
+        threads, prepared: as for `open_session`.
+
+    Raises:
+        ArtifactError: onnxruntime cannot load one of them.
     """
     with _opening_together, ThreadPoolExecutor(len(paths)) as pool:
         _register_allocator()
@@ -107,8 +113,8 @@ def _release_free_memory(barrier: Barrier) -> None:
 def _register_allocator() -> None:
     """A new allocator for the sessions that are opened as `shared` from now on.
 
-    Left to itself it gives out blocks up to twice as large as what is asked for, and soon needs further ones:
-    30 MiB more for chunks of different lengths.
+    Left to itself it would give out blocks up to twice as large as what is asked for, and with chunks of
+    different lengths soon need further ones.
     """
     info = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
     settings = {"initial_chunk_size_bytes": ADDRESSES, "max_dead_bytes_per_chunk": UNUSED}
