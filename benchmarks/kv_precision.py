@@ -18,14 +18,12 @@ import click
 import numpy as np
 
 from benchmarks.report import print_report
-from edge_gemma import Statistics
 from edge_gemma.console import show_progress
 from edge_gemma.errors import EdgeGemmaError
 from edge_gemma.memory import DEFAULT_CHUNK
-from edge_gemma.runtime.bench_tasks import GREEDY
+from edge_gemma.runtime.bench_tasks import generate
 from edge_gemma.runtime.generation import Generator
 from edge_gemma.runtime.loading import load
-from edge_gemma.runtime.sampling import make_sampler
 
 CACHES = ("float16", "int8")
 
@@ -33,9 +31,7 @@ CACHES = ("float16", "int8")
 def speeds(generator: Generator, ids: list[int], tokens: int) -> tuple[float, float]:
     """Tokens a second of the chunk at the end of `ids` and of so many tokens decoded behind it."""
     generator.occupy(ids[:-DEFAULT_CHUNK])
-    found = Statistics()
-    for _ in generator.generate(ids, make_sampler(GREEDY), max_new_tokens=tokens + 1, statistics=found):
-        pass
+    found = generate(generator, ids, tokens + 1)
     return found.prefill_tokens_per_second, found.decode_tokens_per_second
 
 

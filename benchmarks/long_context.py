@@ -21,10 +21,8 @@ from edge_gemma.console import show_progress
 from edge_gemma.memory import DEFAULT_CHUNK, peak_resident_bytes
 from edge_gemma.planning import Needs, settle
 from edge_gemma.runtime import fresh_process
-from edge_gemma.runtime.bench_tasks import GREEDY, Step
+from edge_gemma.runtime.bench_tasks import Step, generate
 from edge_gemma.runtime.loading import load
-from edge_gemma.runtime.sampling import make_sampler
-from edge_gemma.runtime.statistics import Statistics
 
 MIB = 1 << 20
 COMPUTED = DEFAULT_CHUNK + 1  # tokens at the end: a chunk, and one decoded
@@ -37,9 +35,7 @@ def peak(step: Step, artifact: Path, model: dict[str, Any]) -> int:
         ids = np.random.default_rng(0).integers(0, vocabulary, loaded.context - 1).tolist()
         generator = loaded._open()
         generator.occupy(ids[: len(ids) - COMPUTED + 1])
-        statistics = Statistics()
-        for _ in generator.generate(ids, make_sampler(GREEDY), max_new_tokens=2, statistics=statistics):
-            pass
+        generate(generator, ids, 2)
         step()
         return peak_resident_bytes()
 

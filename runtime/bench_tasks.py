@@ -133,11 +133,11 @@ def speeds(
     with load(artifact, **model) as loaded:
         generator = loaded._open()  # ids in: a text's length would depend on the tokenizer
         warm_up = ids[: max(min(WARM_UP, loaded.context - 1), 1)]
-        _generate(generator, warm_up, min(2, loaded.context - len(warm_up) + 1))
+        generate(generator, warm_up, min(2, loaded.context - len(warm_up) + 1))
         prefilled, decoded = {}, {}
         for count in prefill:
             generator.occupy([])
-            prefilled[count] = _generate(generator, ids[:count], 1).prefill_tokens_per_second
+            prefilled[count] = generate(generator, ids[:count], 1).prefill_tokens_per_second
             step()
         before = read_bandwidth(threads, array_bytes) if decode_at else 0.0
         for end in decode_at:
@@ -156,10 +156,11 @@ def decode(generator: Generator, ids: Sequence[int], end: int, tokens: int) -> f
     """
     held = max(end - tokens - 1, 0)
     generator.occupy(ids[:held])
-    return _generate(generator, ids[: held + 1], tokens + 1).decode_tokens_per_second
+    return generate(generator, ids[: held + 1], tokens + 1).decode_tokens_per_second
 
 
-def _generate(generator: Generator, ids: Sequence[int], count: int) -> Statistics:
+def generate(generator: Generator, ids: Sequence[int], count: int) -> Statistics:
+    """Choose `count` tokens behind `ids`, greedily."""
     statistics = Statistics()
     for _ in generator.generate(ids, make_sampler(GREEDY), max_new_tokens=count, statistics=statistics):
         pass
