@@ -65,7 +65,7 @@ types: install
 fast: install espeak jdk browser
 	$(BIN)/pytest -q -n 2 --dist loadfile -m "not trueshape"
 
-# random weights at E2B's and E4B's true shapes: about 17 GB of disk, 3 GiB of memory, half an hour
+# random weights at E2B's and E4B's true shapes: about 11 GB of disk for a while, 3 GiB of memory, half an hour
 trueshape: install
 	$(BIN)/pytest -q -m trueshape
 

@@ -27,6 +27,7 @@ import made  # noqa: E402
 import record  # noqa: E402
 import tree  # noqa: E402
 
+from benchmarks.command import Benchmark  # noqa: E402
 from benchmarks.demo_accuracy import Scores, score  # noqa: E402
 from benchmarks.report import print_report  # noqa: E402
 from demo import data  # noqa: E402
@@ -68,7 +69,7 @@ def shares(scores: dict[str, Scores]) -> NDArray[np.float64]:
     return np.array([found.rate for found in scores.values()])
 
 
-@click.command()
+@click.command(cls=Benchmark)
 @click.option("--items", default=20, show_default=True, help="Questions of each text task.")
 @click.option("--media", default=5, show_default=True, help="Questions of each task with clips or pictures.")
 @click.option("--core", "cores", multiple=True, type=click.Choice(list(tree.CORES)), help="[all of them]")

@@ -16,6 +16,7 @@ import click
 import numpy as np
 
 import edge_gemma
+from benchmarks.command import Benchmark
 from benchmarks.report import print_report
 from edge_gemma.console import show_progress
 from edge_gemma.memory import format_bytes
@@ -24,8 +25,8 @@ from edge_gemma.runtime.batch import Batch, bytes_of_one
 SIZES = (1, 2, 4, 8)
 
 
-@click.command()
-@click.argument("artifact", type=click.Path(path_type=Path))
+@click.command(cls=Benchmark)
+@click.argument("artifact", type=click.Path(exists=True, path_type=Path))
 @click.option("--context", default=512, show_default=True, help="Tokens that each conversation holds before.")
 @click.option("--tokens", default=16, show_default=True, help="Tokens a conversation says in a round.")
 @click.option("--rounds", default=5, show_default=True)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import click
 import torch
 
+from benchmarks.command import Benchmark
 from benchmarks.report import print_report
 from edge_gemma.export.quantize import dequantize_matrix, quantize_matrix
 from edge_gemma.recipes import MatrixFormat
@@ -68,7 +69,7 @@ METHODS: dict[str, Method] = {
 }
 
 
-@click.command()
+@click.command(cls=Benchmark)
 @click.option("--size", default=2048, show_default=True, help="Rows and columns.")
 def main(size: int) -> None:
     """Signal to noise of 4-bit blocks by method, distribution and block size."""

@@ -23,6 +23,7 @@ import click
 import numpy as np
 import psutil
 
+from benchmarks.command import Benchmark
 from benchmarks.contestants import (
     ANONYMOUS,
     LOAD,
@@ -38,7 +39,7 @@ from benchmarks.report import print_report
 from edge_gemma import artifact as artifacts
 from edge_gemma.artifact import Artifact
 from edge_gemma.console import print_table
-from edge_gemma.errors import ArtifactError, EdgeGemmaError
+from edge_gemma.errors import ArtifactError
 from edge_gemma.memory import format_bytes
 from edge_gemma.models import MODELS, model_of
 from edge_gemma.runtime.bandwidth import array_bytes, read_bandwidth
@@ -172,7 +173,7 @@ def _bits(artifact: Artifact) -> str:
     )
 
 
-@click.command()
+@click.command(cls=Benchmark)
 @click.option("--artifact", "pairs", multiple=True, metavar="NAME=DIR", help="An artifact; may be repeated.")
 @click.option(
     "--llama-python", default=sys.executable, help="A Python that has llama_cpp; this one by default."
@@ -220,13 +221,10 @@ def main(
 ) -> None:
     """Measure artifacts against llama.cpp."""
     work = Work(**lengths)
-    try:
-        facts = llamacpp_facts(llama_python)
-        parity = check_models(llama_python, work.threads) if check else {}
-        if pairs or not check:
-            compare(pairs, llama_python, folder, work, rounds, FLASH[flash], chunk, facts, parity)
-    except EdgeGemmaError as error:
-        raise click.ClickException(str(error)) from None
+    facts = llamacpp_facts(llama_python)
+    parity = check_models(llama_python, work.threads) if check else {}
+    if pairs or not check:
+        compare(pairs, llama_python, folder, work, rounds, FLASH[flash], chunk, facts, parity)
 
 
 def check_models(python: str, threads: int) -> dict[str, float]:

@@ -22,6 +22,7 @@ import onnx
 import onnxruntime as ort
 from onnx import TensorProto, helper
 
+from benchmarks.command import Benchmark
 from benchmarks.report import print_report
 from edge_gemma import artifact as artifacts
 from edge_gemma.runtime import prepared
@@ -74,7 +75,7 @@ def bind(session: ort.InferenceSession, widths: dict[str, int]) -> ort.IOBinding
     return binding
 
 
-@click.command()
+@click.command(cls=Benchmark)
 @click.argument("folder", metavar="ARTIFACT", type=click.Path(exists=True, path_type=Path))
 @click.option("--rounds", default=15, show_default=True)
 @click.option("--tokens", default=16, show_default=True, help="Decoded in each turn.")

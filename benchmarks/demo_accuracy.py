@@ -25,6 +25,7 @@ import torch
 from numpy.typing import NDArray
 
 import edge_gemma
+from benchmarks.command import Benchmark
 from benchmarks.report import print_report
 from demo import data
 from demo.items import Item
@@ -123,7 +124,7 @@ def answer_all(
     return answers
 
 
-@click.command()
+@click.command(cls=Benchmark)
 @click.option("--items", default=1000, show_default=True, help="Held-out questions for each row.")
 @click.option("--recipe", "recipes", multiple=True, help="Recipes beside fp32. [all of them]")
 @click.option("--reference/--no-reference", default=True, help="Run transformers too. [yes]")

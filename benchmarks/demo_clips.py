@@ -12,11 +12,12 @@ from pathlib import Path
 import click
 import numpy as np
 
+from benchmarks.command import Benchmark
 from demo.data import TASKS, held_out
 from demo.samples import write_wave
 
 
-@click.command()
+@click.command(cls=Benchmark)
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--items", default=100, show_default=True, help="Clips, and questions for each task.")
 def main(folder: Path, items: int) -> None:

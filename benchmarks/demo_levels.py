@@ -22,6 +22,7 @@ from typing import Any
 import click
 
 import edge_gemma
+from benchmarks.command import Benchmark
 from benchmarks.demo_accuracy import (
     CHECKPOINT,
     CONTEXT,
@@ -70,7 +71,7 @@ def answers_of(artifact: Path, reads: str, answers: str, items: list[Item]) -> l
     return texts
 
 
-@click.command()
+@click.command(cls=Benchmark)
 @click.option("--items", default=400, show_default=True, help="Held-out questions for each row.")
 @click.option("--plot", type=click.Path(path_type=Path), help="Draw the table into this .svg.")
 def main(items: int, plot: Path | None) -> None:

@@ -20,6 +20,7 @@ from unittest import mock
 
 import click
 
+from benchmarks.command import Benchmark
 from benchmarks.demo_accuracy import CHECKPOINT, ROWS, Scores, answer_all, answers_of, excess, score
 from benchmarks.encoder_forms import dynamic_matmul
 from benchmarks.report import print_report
@@ -57,7 +58,7 @@ def _places(builder: PromptBuilder) -> int:
     return spec.soft_tokens
 
 
-@click.command()
+@click.command(cls=Benchmark)
 @click.option("--items", default=1000, show_default=True, help="Held-out questions for each row.")
 def main(items: int) -> None:
     """Accuracy of the demo checkpoint with other forms of its encoders."""

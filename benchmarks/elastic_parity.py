@@ -19,6 +19,7 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.command import Benchmark
 from benchmarks.report import print_report
 from edge_gemma.console import show_progress
 from edge_gemma.export.checkpoint import Checkpoint, open_checkpoint
@@ -63,7 +64,7 @@ def exported(source: Checkpoint, recipe: Recipe, folder: Path, **levels: Any) ->
     return target
 
 
-@click.command()
+@click.command(cls=Benchmark)
 @click.argument("source", default="E4B")
 @click.option("--elastic", default="E2B,E3.39B-layer,E4B", show_default=True)
 @click.option("--recipe", "recipes", multiple=True, default=("fp32", "int4"), show_default=True)

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from benchmarks.command import Benchmark
 from benchmarks.report import print_report
 from edge_gemma.console import show_progress
 from edge_gemma.export.audio import export_audio_encoder
@@ -96,7 +97,7 @@ def write(encoder: str, form: MatrixFormat | int | None, outliers: bool, folder:
     return folder / spec.file
 
 
-@click.command()
+@click.command(cls=Benchmark)
 @click.option("--encoder", type=click.Choice(list(EXPORTERS)), default="vision", show_default=True)
 @click.option("--runs", default=3, show_default=True, help="Timed runs of each form.")
 def main(encoder: str, runs: int) -> None:

@@ -23,6 +23,7 @@ import click
 import numpy as np
 import onnxruntime as ort
 
+from benchmarks.command import Benchmark
 from benchmarks.report import print_report
 from edge_gemma import artifact as artifacts
 from edge_gemma.export.parity import compare_soft_tokens
@@ -95,8 +96,8 @@ def profile(path: Path, name: str, data: np.ndarray, threads: int, providers: li
     }
 
 
-@click.command()
-@click.argument("artifact", type=click.Path(path_type=Path))
+@click.command(cls=Benchmark)
+@click.argument("artifact", type=click.Path(exists=True, path_type=Path))
 @click.option("--runs", default=5, show_default=True)
 @click.option("--threads", default=2, show_default=True)
 @click.option("--provider", help="An execution provider of onnxruntime, to compare with the processor.")

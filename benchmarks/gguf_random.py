@@ -23,6 +23,7 @@ from typing import Any
 import click
 import numpy as np
 
+from benchmarks.command import Benchmark
 from edge_gemma.config import FULL, SLIDING, TextConfig
 from edge_gemma.export.checkpoint import Checkpoint, open_checkpoint
 from edge_gemma.memory import format_bytes
@@ -275,7 +276,7 @@ def ensure(model: str, folder: Path = FOLDER) -> Path:
     return path
 
 
-@click.command()
+@click.command(cls=Benchmark)
 @click.argument("model", type=click.Choice(list(MODELS)))
 @click.option("-o", "--folder", type=click.Path(path_type=Path), default=FOLDER, show_default=True)
 def main(model: str, folder: Path) -> None:

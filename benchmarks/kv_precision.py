@@ -17,9 +17,9 @@ from statistics import median
 import click
 import numpy as np
 
+from benchmarks.command import Benchmark
 from benchmarks.report import print_report
 from edge_gemma.console import show_progress
-from edge_gemma.errors import EdgeGemmaError
 from edge_gemma.memory import DEFAULT_CHUNK
 from edge_gemma.runtime.bench_tasks import generate
 from edge_gemma.runtime.generation import Generator
@@ -35,7 +35,7 @@ def speeds(generator: Generator, ids: list[int], tokens: int) -> tuple[float, fl
     return found.prefill_tokens_per_second, found.decode_tokens_per_second
 
 
-@click.command()
+@click.command(cls=Benchmark)
 @click.argument("artifact", type=click.Path(exists=True, path_type=Path))
 @click.option("--context", "contexts", multiple=True, default=(512, 4096, 8192, 32_768), show_default=True)
 @click.option("--rounds", default=5, show_default=True)
@@ -45,12 +45,7 @@ def main(artifact: Path, contexts: tuple[int, ...], rounds: int, tokens: int) ->
     random = np.random.default_rng(0)
     rows, data = [], []
     with ExitStack() as stack:
-        try:
-            models = [
-                stack.enter_context(load(artifact, context=max(contexts), global_kv=kv)) for kv in CACHES
-            ]
-        except EdgeGemmaError as error:
-            raise click.ClickException(str(error)) from None
+        models = [stack.enter_context(load(artifact, context=max(contexts), global_kv=kv)) for kv in CACHES]
         records = models[0].manifest.embeddings.records
         progress = stack.enter_context(show_progress())
         progress.stage("rounds", len(contexts) * (rounds + 1))

@@ -19,6 +19,7 @@ from typing import Any
 
 import click
 
+from benchmarks.command import Benchmark
 from benchmarks.report import print_report
 from edge_gemma import artifact as artifacts
 from edge_gemma.console import show_progress
@@ -69,7 +70,7 @@ def _answer(model: Model, tokens: int) -> tuple[int, float]:
     return resident_bytes(), (len(times) - 1 - half) / (times[-1] - times[half])
 
 
-@click.command()
+@click.command(cls=Benchmark)
 @click.argument("folder", type=click.Path(exists=True, path_type=Path))
 @click.option("--tokens", type=click.IntRange(8), default=32, show_default=True)
 @click.option("--rounds", type=click.IntRange(1), default=3, show_default=True)

@@ -21,6 +21,7 @@ import numpy as np
 import soundfile
 
 import edge_gemma
+from benchmarks.command import Benchmark
 from benchmarks.demo_accuracy import CHECKPOINT
 from benchmarks.report import print_report
 from demo.voices import RATE, draw_utterance, speak
@@ -53,7 +54,7 @@ def transcribe(artifact: Path, recording: Path) -> tuple[list[str], float, int]:
         return [s.text for s in segments], time.perf_counter() - began, peak_resident_bytes()
 
 
-@click.command()
+@click.command(cls=Benchmark)
 @click.option("--minutes", default=20, show_default=True)
 @click.option("--recipe", default="int4", show_default=True)
 def main(minutes: int, recipe: str) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import click
 import numpy as np
 
+from benchmarks.command import Benchmark
 from benchmarks.report import print_report
 from edge_gemma import artifact as artifacts
 from edge_gemma.console import show_progress
@@ -40,7 +41,7 @@ def peak(step: Step, artifact: Path, model: dict[str, Any]) -> int:
         return peak_resident_bytes()
 
 
-@click.command()
+@click.command(cls=Benchmark)
 @click.argument("folders", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
 @click.option("--context", "contexts", multiple=True, default=(1024, 8192, 32_768), show_default=True)
 @click.option("--global-kv", type=click.Choice(["float16", "int8"]), help="[the recipe's own]")

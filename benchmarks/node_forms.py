@@ -20,6 +20,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
+from benchmarks.command import Benchmark
 from benchmarks.report import print_report
 from edge_gemma.export.graph import IR_VERSION, MICROSOFT, OPSET
 from edge_gemma.runtime.session import default_threads
@@ -150,7 +151,7 @@ def microseconds(name: str, tokens: int, threads: int, runs: int) -> float:
     return statistics.median(seconds[1:]) / REPEATS * 1e6
 
 
-@click.command()
+@click.command(cls=Benchmark)
 @click.option("--threads", default=default_threads, show_default="the cores", type=click.IntRange(min=1))
 @click.option("--chunk", default=128, show_default=True, type=click.IntRange(min=2), help="Tokens.")
 def main(threads: int, chunk: int) -> None:

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from benchmarks.block_error import q4_0_codes
+from benchmarks.command import Benchmark
 from benchmarks.demo_accuracy import CHECKPOINT, answers_of
 from benchmarks.report import print_report
 from demo.data import TASKS, held_out, is_right
@@ -96,7 +97,7 @@ def variants() -> Iterator[Recipe]:
     yield replace(int4, name="int8 global KV", kv_cache=int4.kv_cache | {"global": "int8"})
 
 
-@click.command()
+@click.command(cls=Benchmark)
 @click.option("--items", default=100, show_default=True, help="Held-out questions per task.")
 @click.option("--only", multiple=True, help="A recipe of the table; repeat for more. By default all.")
 def main(items: int, only: tuple[str, ...]) -> None:

@@ -26,7 +26,9 @@ import click
 import httpx
 import psutil
 
+from benchmarks.command import Benchmark
 from benchmarks.report import print_report
+from edge_gemma import artifact as artifacts
 from edge_gemma.memory import format_bytes
 
 MODEL = "loaded"
@@ -105,13 +107,14 @@ async def load(address: str, process: psutil.Process, keys: list[str], seconds: 
     return seen
 
 
-@click.command()
-@click.argument("artifact", type=click.Path(path_type=Path))
+@click.command(cls=Benchmark)
+@click.argument("artifact", type=click.Path(exists=True, path_type=Path))
 @click.option("--clients", default=64, show_default=True)
 @click.option("--seconds", default=60.0, show_default=True)
 @click.option("--max-waiting", default=16, show_default=True)
 def main(artifact: Path, clients: int, seconds: float, max_waiting: int) -> None:
     """Serve ARTIFACT to many clients at once, and tell what they saw."""
+    artifacts.read(artifact)  # says what is wrong with it
     keys = [f"key-{number}" for number in range(clients)]
     with serving(artifact, keys, max_waiting) as (address, process):
         seen = asyncio.run(load(address, process, keys, seconds))

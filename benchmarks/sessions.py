@@ -23,6 +23,7 @@ from typing import Any
 import click
 
 import edge_gemma
+from benchmarks.command import Benchmark
 from benchmarks.report import print_report
 from benchmarks.speculation_texts import SPOKEN, WRITTEN
 from edge_gemma import Answer, Model, Session
@@ -102,7 +103,7 @@ def measure(artifact: Path, tokens: int, options: dict[str, Any], **load: Any) -
     }
 
 
-@click.command()
+@click.command(cls=Benchmark)
 @click.argument("artifact", type=click.Path(exists=True, path_type=Path))
 @click.option("--tokens", default=2000, show_default=True, help="Of the document.")
 @click.option("--answer", default=16, show_default=True, help="Longest answer, in tokens.")

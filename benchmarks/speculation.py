@@ -27,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import edge_gemma
+from benchmarks.command import Benchmark
 from benchmarks.report import print_report
 from benchmarks.speculation_texts import SPOKEN, UNRELATED, WRITTEN
 from demo.data import TASKS, held_out
@@ -194,7 +195,7 @@ def _judge(prompt: list[int], answer: list[int], rows: list[NDArray[np.float32]]
     return sample
 
 
-@click.command()
+@click.command(cls=Benchmark)
 @click.argument("artifact", type=click.Path(exists=True, path_type=Path))
 @click.option("--rounds", default=5, show_default=True, help="Answers of each text, each way.")
 @click.option("--tokens", default=256, show_default=True, help="Longest answer of a replay.")

@@ -18,6 +18,7 @@ from typing import Any
 
 import click
 
+from benchmarks.command import Benchmark
 from benchmarks.report import print_report
 from benchmarks.tokenizer import write_tables_of
 from edge_gemma.artifact import TOKENIZER, TokenSpec
@@ -51,7 +52,7 @@ FORMATS: dict[str, Any] = {
 }
 
 
-@click.command()
+@click.command(cls=Benchmark)
 @click.argument("checkpoint", default="synthetic:E2B")
 def main(checkpoint: str) -> None:
     """Measure with the tokenizer of a checkpoint."""

@@ -17,6 +17,7 @@ from typing import Any
 
 import click
 
+from benchmarks.command import Benchmark
 from benchmarks.report import print_report
 from edge_gemma.artifact import TOKENIZER, TOKENIZER_JSON
 from edge_gemma.export.checkpoint import open_checkpoint
@@ -38,7 +39,7 @@ HARD = {
 }
 
 
-@click.command()
+@click.command(cls=Benchmark)
 @click.argument("checkpoint", default="synthetic:E2B")
 def main(checkpoint: str) -> None:
     """Compare the two on a checkpoint's tokenizer."""

@@ -19,7 +19,9 @@ from statistics import median
 
 import click
 
+from benchmarks.command import Benchmark
 from benchmarks.report import print_report
+from edge_gemma import artifact as artifacts
 
 PROGRAM = """
 import json, sys, time
@@ -43,12 +45,13 @@ def run(artifact: Path, prompt: str) -> tuple[int, list[float]]:
     return tokens, [after - before for before, after in pairwise(times)] + [times[-1] - times[0]]
 
 
-@click.command()
+@click.command(cls=Benchmark)
 @click.argument("artifact", type=click.Path(exists=True, path_type=Path))
 @click.option("--prompt", default="Why?", show_default=True)
 @click.option("--runs", default=7, show_default=True)
 def main(artifact: Path, prompt: str, runs: int) -> None:
     """Seconds from the start of a process to the first token."""
+    artifacts.read(artifact)  # says what is wrong with it
     tokens, _ = run(artifact, prompt)
     values = list(zip(*(run(artifact, prompt)[1] for _ in range(runs)), strict=True))
     rows: list[tuple[str, ...]] = [

@@ -69,7 +69,7 @@ def prepare(
 
     Several processes may call this at once: one writes, the others wait for it. An entry appears when it is
     whole; what a killed process left is removed by the next one, and so are entries of an older export to the
-    same folder.
+    same folder and, where the disk is short, those of artifacts that are no longer there.
 
     Args:
         artifact: an opened artifact.
@@ -93,7 +93,7 @@ def prepare(
             for left in folder.glob("*.tmp"):
                 shutil.rmtree(left, ignore_errors=True)
             forget(folder, artifact.folder, keep=_others(artifact, spec))
-            _check_space(artifact, spec, folder)
+            _make_room(artifact, spec, folder)
             logger.info("preparing %s for this machine, once, in %s …", artifact.folder, folder)
             return _write(artifact, spec, folder, threads)
     except OSError as error:
@@ -134,19 +134,25 @@ def forget(folder: Path, source: Path | None = None, *, keep: Collection[str] = 
 
     Entries of the names in `keep` stay. A process that uses an entry keeps its pages: only their names go.
     """
-    removed = 0
-    for entry in folder.glob("*/" + RECORD):
-        if entry.parent.name in keep:
-            continue
+    mine = (str(source.resolve()), _host()) if source else None
+    found = [entry for entry, *origin in _entries(folder) if not mine or tuple(origin) == mine]
+    return sum(_remove(entry) for entry in found if entry.name not in keep)
+
+
+def _entries(folder: Path) -> Iterator[tuple[Path, str | None, str | None]]:
+    """A cache's entries, each with its artifact's folder and the host that prepared it, where it says so."""
+    for file in folder.glob("*/" + RECORD):
         try:
-            record = json.loads(entry.read_text("utf-8"))
-        except (OSError, ValueError):
-            record = {}
-        mine = (record.get("source"), record.get("host")) == (str((source or entry).resolve()), _host())
-        if source is None or mine:
-            removed += sum(file.stat().st_size for file in entry.parent.iterdir())
-            shutil.rmtree(entry.parent, ignore_errors=True)
-    return removed
+            record = json.loads(file.read_text("utf-8"))
+            yield file.parent, record.get("source"), record.get("host")
+        except (OSError, ValueError, AttributeError):
+            yield file.parent, None, None
+
+
+def _remove(entry: Path) -> int:
+    size = sum(file.stat().st_size for file in entry.iterdir())
+    shutil.rmtree(entry, ignore_errors=True)
+    return size
 
 
 def _key(artifact: Artifact, spec: DecoderSpec) -> str:
@@ -200,8 +206,16 @@ def _bytes_needed(artifact: Artifact, spec: DecoderSpec) -> int:
     return stored + manifest.memory.weights
 
 
-def _check_space(artifact: Artifact, spec: DecoderSpec, folder: Path) -> None:
-    needed, free = _bytes_needed(artifact, spec), shutil.disk_usage(folder).free
+def _make_room(artifact: Artifact, spec: DecoderSpec, folder: Path) -> None:
+    """Where the disk is short, entries of artifacts that are no longer there go first."""
+    needed = _bytes_needed(artifact, spec)
+    for entry, source, host in _entries(folder):
+        if shutil.disk_usage(folder).free >= needed:
+            return
+        if host == _host() and source and not Path(source).exists():
+            logger.info("removing what was prepared of %s, which is no longer there", source)
+            _remove(entry)
+    free = shutil.disk_usage(folder).free
     if free < needed:
         raise CacheError(
             f"{folder} has {format_bytes(free)} free and {format_bytes(needed)} are needed: make room, or "

@@ -27,9 +27,10 @@ def classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("test", TESTS, ids=lambda path: path.stem)
-def test_on_the_jvm(classes: Path, test: Path) -> None:
+def test_on_the_jvm(classes: Path, test: Path, tmp_path: Path) -> None:
     name = ".".join(test.relative_to(HERE / "java").with_suffix("").parts)
-    done = run("java", "-cp", classes, "io.github.edgegemma.demo.core.Runner", name)
+    temporary = f"-Djava.io.tmpdir={tmp_path}"
+    done = run("java", temporary, "-cp", classes, "io.github.edgegemma.demo.core.Runner", name)
     assert done.returncode == 0, done.stdout
     assert done.stdout.count("ok ") == test.read_text("utf-8").count("    static void ")
 

@@ -309,6 +309,31 @@ def test_no_room(
     assert "going on without a cache" in caplog.text and entries(cache) == []
 
 
+def test_entries_of_artifacts_that_are_gone_make_room(
+    artifact: Artifact, tiny_artifact: Path, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where it is needed, and of this machine alone: another's folders cannot be seen from here."""
+    for name, key in (("here", "0"), ("gone", "1"), ("elsewhere", "2")):
+        folder = shutil.copytree(tiny_artifact, tmp_path / name)
+        manifest = json.loads((folder / "manifest.json").read_text())
+        manifest["files"]["decoder.data"]["sha256"] = key * 64
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+        entry = prepare(artifacts.read(folder), cache, threads=1)
+        if name == "elsewhere":
+            record = json.loads((entry / prepared.RECORD).read_text())
+            (entry / prepared.RECORD).write_text(json.dumps(record | {"host": "another"}))
+    shutil.rmtree(tmp_path / "gone")
+    shutil.rmtree(tmp_path / "elsewhere")
+    prepare(artifact, cache, threads=1)
+    assert len(entries(cache)) == 4  # there was room
+    forget(cache, artifact.folder)
+    monkeypatch.setattr(prepared, "_bytes_needed", lambda *_: 1 << 60)
+    with pytest.raises(CacheError, match="make room"):
+        prepare(artifact, cache, threads=1)
+    left = [json.loads((cache / name / prepared.RECORD).read_text()) for name in entries(cache)]
+    assert sorted(Path(record["source"]).name for record in left) == ["elsewhere", "here"]
+
+
 def test_the_disk_fills_up(artifact: Artifact, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

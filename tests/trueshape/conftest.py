@@ -1,14 +1,17 @@
-"""What the tests of the real size share: an artifact that takes minutes to make."""
+"""What the tests of the real size share: room on disk, given back before the next file needs its own."""
 
 from __future__ import annotations
 
-from typing import Any
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
-from processes import edge_gemma
 
 
-@pytest.fixture(scope="session")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The report of an int4 export of synthetic:E2B with both encoders; "output" is its folder."""
-    return edge_gemma("export", "synthetic:E2B", "-o", str(tmp_path_factory.mktemp("e2b") / "int4"))
+@pytest.fixture(scope="module")
+def scratch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder for gigabytes, whatever becomes of the tests."""
+    folder = tmp_path_factory.mktemp("trueshape")
+    yield folder
+    shutil.rmtree(folder)

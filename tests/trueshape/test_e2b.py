@@ -9,17 +9,42 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from processes import edge_gemma
+from processes import edge_gemma, program
 
 from edge_gemma import artifact as artifacts
 
 GIB = 1 << 30
 pytestmark = [pytest.mark.trueshape, pytest.mark.timeout(2400)]
+ENCODE = """
+import json, sys
+from pathlib import Path
+import numpy as np
+from edge_gemma.memory import peak_resident_bytes
+from edge_gemma.runtime.session import open_session
+
+random = np.random.default_rng(0)
+inputs = {
+    "waveform": random.standard_normal(480_000, dtype=np.float32) * np.float32(0.1),
+    "image": random.integers(0, 256, (600, 1024, 3), dtype=np.uint8),
+}
+before = peak_resident_bytes()
+session = open_session(Path(sys.argv[1]))
+name = session.get_inputs()[0].name
+(tokens,) = session.run(["soft_tokens"], {name: inputs[name]})
+report = {"added": peak_resident_bytes() - before, "shape": tokens.shape, "type": str(tokens.dtype)}
+print(json.dumps(report | {"finite": bool(np.isfinite(tokens).all()), "spread": float(tokens.std(0).mean())}))
+"""
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
+def exported(scratch: Path) -> dict[str, Any]:
+    """The report of an int4 export with both encoders; "output" is its folder."""
+    return edge_gemma("export", "synthetic:E2B", "-o", str(scratch / "int4"))
+
+
+@pytest.fixture(scope="module")
+def cache(scratch: Path) -> Path:
+    return scratch / "cache"
 
 
 def test_export_never_holds_the_model(exported: dict[str, Any]) -> None:
@@ -52,3 +77,14 @@ def test_a_conversation_within_two_gib(
     assert promised == pytest.approx(report["peak_memory_bytes"], rel=0.1)
     if cached and report["hard_limit"]["kind"]:
         assert report["hard_limit"]["finished"] and report["hard_limit"]["oom_kills"] == 0
+
+
+@pytest.mark.parametrize("kind", ["audio", "vision"])
+def test_encodes_within_the_estimate(exported: dict[str, Any], kind: str) -> None:
+    """30 seconds of sound, and an image."""
+    spec = getattr(artifacts.read(exported["output"]).manifest, kind)
+    encoded = program(ENCODE, str(Path(exported["output"]) / spec.file))
+    assert (encoded["shape"], encoded["type"]) == ([spec.soft_tokens, 2048], "float32")
+    assert encoded["finite"]
+    assert encoded["spread"] > 0.1  # soft tokens differ from one another
+    assert spec.memory == pytest.approx(encoded["added"], rel=0.1)

@@ -20,8 +20,9 @@ from edge_gemma.memory import peak_resident_bytes, resident_bytes
 
 question = "Why is the sky blue, and why is it red in the evening? " * 8
 found = []
-with edge_gemma.load(sys.argv[1], context=4096, level=sys.argv[2]) as model:
-    for level in sys.argv[2:]:
+folder, cache, *levels = sys.argv[1:]
+with edge_gemma.load(folder, context=4096, level=levels[0], cache_dir=cache) as model:
+    for level in levels:
         began = time.monotonic()
         model.set_level(level)
         model.generate(question, temperature=0, max_new_tokens=8)
@@ -31,21 +32,21 @@ print(json.dumps({"peak": peak_resident_bytes(), "answers": found}))
 
 
 @pytest.fixture(scope="module")
-def elastic(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Prepared, as it is whenever a device opens it for the second time."""
-    target = tmp_path_factory.mktemp("e4b") / "elastic"
+def elastic(scratch: Path) -> tuple[str, str]:
+    """The artifact and its cache: prepared, as it is whenever a device opens it for the second time."""
+    target, cache = str(scratch / "elastic"), str(scratch / "cache")
     levels = ["--elastic", "E2B,E4B", "--no-audio", "--no-vision"]
-    report = edge_gemma("export", "synthetic:E4B", *levels, "-o", str(target))
+    report = edge_gemma("export", "synthetic:E4B", *levels, "-o", target)
     assert report["peak_memory_bytes"] < 2 * GIB
-    edge_gemma("prepare", str(target))
-    return target
+    edge_gemma("prepare", target, "--cache-dir", cache)
+    return target, cache
 
 
-def test_opened_at_the_narrow_level_it_takes_that_levels_memory(elastic: Path) -> None:
-    assert program(ANSWER, str(elastic), "E2B")["peak"] <= LIMIT
+def test_opened_at_the_narrow_level_it_takes_that_levels_memory(elastic: tuple[str, str]) -> None:
+    assert program(ANSWER, *elastic, "E2B")["peak"] <= LIMIT
 
 
-def test_a_switch_down_gives_memory_back(elastic: Path) -> None:
-    wide, narrow = program(ANSWER, str(elastic), "E4B", "E2B")["answers"]
+def test_a_switch_down_gives_memory_back(elastic: tuple[str, str]) -> None:
+    wide, narrow = program(ANSWER, *elastic, "E4B", "E2B")["answers"]
     assert narrow["resident"] <= LIMIT < wide["resident"]
     assert narrow["seconds"] <= 60
