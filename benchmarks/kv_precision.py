@@ -1,9 +1,10 @@
 """Global KV in float16 beside int8: the speed of prefill and of decoding behind contexts of several lengths.
 
     python -m benchmarks.kv_precision DIR [--context 1024 --context 4096 …] [--rounds 5] [--tokens 8]
+                                          [--budget 2GiB]
 
 Both caches are open in one process and take turns. A round fills the KV cache with rows that are written and
-not computed, computes a chunk of 128 tokens behind them and decodes to the context's end. A figure is the
+not computed, computes 128 tokens behind them and decodes to the context's end. A figure is the
 median of its rounds; ratios are taken within a round.
 """
 
@@ -40,12 +41,17 @@ def speeds(generator: Generator, ids: list[int], tokens: int) -> tuple[float, fl
 @click.option("--context", "contexts", multiple=True, default=(512, 4096, 8192, 32_768), show_default=True)
 @click.option("--rounds", default=5, show_default=True)
 @click.option("--tokens", default=8, show_default=True, help="To decode at each context's end.")
-def main(artifact: Path, contexts: tuple[int, ...], rounds: int, tokens: int) -> None:
+@click.option("--budget", metavar="SIZE", help="Each with the chunks that fit this memory. [128 tokens]")
+def main(artifact: Path, contexts: tuple[int, ...], rounds: int, tokens: int, budget: str | None) -> None:
     """Speed with global KV in float16 and in int8."""
     random = np.random.default_rng(0)
     rows, data = [], []
     with ExitStack() as stack:
-        models = [stack.enter_context(load(artifact, context=max(contexts), global_kv=kv)) for kv in CACHES]
+        models = [
+            stack.enter_context(load(artifact, context=max(contexts), global_kv=kv, memory_budget=budget))
+            for kv in CACHES
+        ]
+        heads = [f"{kv}, chunks of {model.plan.chunk}" for kv, model in zip(CACHES, models, strict=True)]
         records = models[0].manifest.embeddings.records
         progress = stack.enter_context(show_progress())
         progress.stage("rounds", len(contexts) * (rounds + 1))
@@ -69,7 +75,7 @@ def main(artifact: Path, contexts: tuple[int, ...], rounds: int, tokens: int) ->
                     )
                 )
                 data.append({"measured": name, "context": context, "tokens_per_second": each})
-    print_report("benchmarks.kv_precision", ("tokens/s", *CACHES, "int8 to float16"), rows, data)
+    print_report("benchmarks.kv_precision", ("tokens/s", *heads, "int8 to float16"), rows, data)
 
 
 if __name__ == "__main__":

@@ -84,7 +84,7 @@ def test_artifacts_are_named_and_of_one_shape(tiny_artifact: Path, tmp_path: Pat
 @pytest.mark.skipif(importlib.util.find_spec("llama_cpp") is not None, reason="llama_cpp is here")
 def test_without_llama_cpp_it_says_how_to_install_it() -> None:
     result = CliRunner().invoke(main, ["--artifact", "a=b"])
-    assert result.exit_code == 1
+    assert result.exit_code == DependencyError.exit_code
     assert "No module named 'llama_cpp'" in result.output and "pip install" in result.output
 
 
