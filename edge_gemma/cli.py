@@ -90,6 +90,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit."""
     if isinstance(sys.stdout, TextIOWrapper):  # a terminal of few characters shows "?" for the others
         sys.stdout.reconfigure(errors="replace")
+    if sys.stdin is None:  # closed, as cron may leave it
+        sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: SIM115
     sys.exit(run(arguments))
 
 

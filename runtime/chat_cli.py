@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from edge_gemma.errors import ContextLimitError, PromptError, SessionError
+from edge_gemma.errors import ContextLimitError, EdgeGemmaError, PromptError
 from edge_gemma.runtime.cli import _describe
 from edge_gemma.runtime.conversation import Session
 from edge_gemma.runtime.engine import Model
@@ -67,13 +67,13 @@ def chat_command(
                     media += added
                 else:
                     content = [*media, {"type": "text", "text": line}] if media else line
-                    media = []
                     _turn(session, content, stats, generation)
+                    media = []
                     if file:
                         session.save(file)
             except ContextLimitError as error:
                 click.echo(f"error: {error}; /new starts afresh", err=True)
-            except (PromptError, SessionError) as error:
+            except EdgeGemmaError as error:
                 click.echo(f"error: {error}", err=True)
     return 0
 

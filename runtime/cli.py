@@ -52,7 +52,7 @@ def run_command(
     **generation: Any,
 ) -> int:
     """Answer PROMPT with ARTIFACT; without PROMPT, or with -, it is read from standard input."""
-    if [prompt or "-", *images, *sounds].count("-") > 1:
+    if ["-" if prompt is None else prompt, *images, *sounds].count("-") > 1:
         raise PromptError("standard input can be one thing only: the prompt, an image or a clip")
     if prompt is None or prompt == "-":
         if prompt is None and sys.stdin.isatty():
@@ -72,11 +72,13 @@ def answer(
     *,
     stats: bool | None,
     as_json: bool,
+    **about: str,
 ) -> None:
-    """Answer and print: as it comes, with statistics behind it if asked for or on a terminal; or as JSON."""
+    """Answer and print: as it comes, with statistics behind it if asked for or on a terminal; or as JSON,
+    which begins with `about`."""
     if as_json:
         whole = model.generate(messages, **generation)
-        fields = {"text": whole.text, "finish_reason": whole.finish_reason}
+        fields = about | {"text": whole.text, "finish_reason": whole.finish_reason}
         click.echo(json.dumps(fields | {"statistics": whole.statistics.to_dict()}, ensure_ascii=False))
         return
     last = _print_stream(model.stream(messages, **generation))

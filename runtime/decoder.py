@@ -11,7 +11,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from edge_gemma.artifact import Artifact, GraphSpec
-from edge_gemma.errors import ArtifactError
+from edge_gemma.errors import ArtifactError, EdgeGemmaError
 from edge_gemma.machine import usable_memory
 from edge_gemma.memory import release_free_memory
 from edge_gemma.runtime.kv_cache import KvCache, KvMemory
@@ -64,11 +64,21 @@ class Decoder:
         self.level = widest if level is None else level  # conversations stay when it changes
         self._graphs: list[_Graph] = []  # empty while others have the memory
         self._away: list[Mapping] = []  # whose pages made room for them
+        self._bound: KvMemory | None = None
+        self._closed = False
         _check_version(artifact.manifest.minimum_onnxruntime)
         self._open()
 
+    def close(self) -> None:
+        """Release graphs, weights and the KV buffers that are bound; nothing can be computed afterwards."""
+        self._closed = True
+        self._graphs, self._away, self._bound = [], [], None
+        release_free_memory()
+
     def _open(self) -> list[_Graph]:
         """The graphs, loaded again after `give_way` closed them, or with their pages on the way back."""
+        if self._closed:
+            raise EdgeGemmaError("this model is closed: load the artifact again")
         fetch_pages(self._away)
         self._away = []
         if not self._graphs:
@@ -81,7 +91,7 @@ class Decoder:
         with dropping_pages(self._data) if branches else contextlib.nullcontext():
             sessions = open_together(files, self._threads, prepared=self.prepared)
         self._graphs = [_Graph(*pair) for pair in zip(self.spec.graphs, sessions, strict=True)]
-        self._bound: KvMemory | None = None
+        self._bound = None
         self._handed: dict[str, int] = {}
         if self.prepared:
             with contextlib.suppress(OSError):  # the files may have been removed since

@@ -315,10 +315,13 @@ class Model:
     def encode_ahead(self, prompts: Sequence[Messages | Prompt]) -> None:
         """Encode the images and clips of prompts that will be answered next, loading each encoder once."""
         media = [item for prompt in prompts for item in self._prompts.build(prompt).media]
-        self._encoders.encode([item for item in media if item.rows is None])
+        with self._answering():  # an encoder may have the decoder's memory
+            self._encoders.encode([item for item in media if item.rows is None])
 
     def close(self) -> None:
         """Release the memory and the files; the model cannot be used afterwards."""
+        if self._generator:
+            self._generator.decoder.close()
         self._generator = None
         self._speculations = {}
         self._encoders.release()

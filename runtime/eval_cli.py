@@ -13,6 +13,7 @@ import click
 
 from edge_gemma.cli import INTERRUPTED
 from edge_gemma.console import print_table, show_progress
+from edge_gemma.errors import ContextLimitError, MediaError
 from edge_gemma.runtime import evaluation
 from edge_gemma.runtime.loading import load
 from edge_gemma.runtime.options import generation_options, model_options
@@ -49,13 +50,14 @@ def eval_command(
 ) -> int:
     """Ask ARTIFACT the questions of DATASET, a JSON object a line, and score its answers.
 
-    Ctrl-C ends early, with the scores of what was answered.
+    Ctrl-C ends early, with the scores of what was answered. A question that the model cannot take is
+    reported and left out of the scores.
     """
     began = perf_counter()
     questions = evaluation.read_questions(dataset, metric, limit)
     answers = evaluation.read_answers(out, questions) if out else {}
     left = [question for question in questions if question.id not in answers]
-    complete = True
+    status = 0
     if left:
         with (
             load(artifact, **model) as loaded,
@@ -66,19 +68,25 @@ def eval_command(
             progress.advance(len(answers))
             try:
                 for question in left:
-                    answers[question.id] = question.put_to(loaded, **generation)
+                    try:
+                        answers[question.id] = question.put_to(loaded, **generation)
+                    except (ContextLimitError, MediaError) as error:  # of this one alone
+                        click.echo(f"error: {error}", err=True)
+                        status = error.exit_code
+                        progress.advance()
+                        continue
                     if file:
                         file.write(evaluation.answer_line(question, answers[question.id]))
                         file.flush()
                     progress.advance()
             except KeyboardInterrupt:
-                complete = False
+                status = INTERRUPTED
     scores = evaluation.score(questions, answers)
     if as_json:
         report = {
             "artifact": str(artifact),
             "dataset": str(dataset),
-            "complete": complete,
+            "complete": len(answers) == len(questions),
             "questions": len(questions),
             "answered": len(answers),
             "seconds": round(perf_counter() - began, 1),
@@ -87,7 +95,7 @@ def eval_command(
         click.echo(json.dumps(report))
     else:
         _print_scores(scores, f"{len(answers)} of {len(questions)} questions answered")
-    return 0 if complete else INTERRUPTED
+    return status
 
 
 def _print_scores(scores: dict[str, Score], title: str) -> None:

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,6 +26,7 @@ from edge_gemma.runtime.chat import normalize
 from edge_gemma.runtime.engine import Model
 from edge_gemma.runtime.scoring import METRICS, Score
 
+SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can hold a lone one, a file of text cannot
 KEYS = {
     "audio": {"audio", "task", "language", "target"},
     "image": {"image", "prompt"},
@@ -31,6 +34,7 @@ KEYS = {
     "prompt": {"prompt"},
 }
 COMMON = {"id", "reference", "metric"}
+BEGINNING = b'{"id": "'  # of a line of answers
 TASKS = ("transcribe", "translate")
 DEFAULT_METRICS = {"transcribe": "wer", "translate": "chrf"}
 
@@ -64,7 +68,7 @@ class Question:
                 return model.describe(ask["image"], prompt, **options).text
             return model.generate(ask.get("messages") or ask["prompt"], **options).text
         except PromptError as error:
-            raise PromptError(f"{self.where}: {error}") from None
+            raise type(error)(f"{self.where}: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -100,7 +104,7 @@ def read_questions(path: Path, metric: str | None = None, limit: int | None = No
 def read_answers(path: Path, questions: Iterable[Question]) -> dict[str, str]:
     """Answers to these questions that a file has from before, by id; none where there is no file.
 
-    What an interrupted run left of its last line is cut off.
+    What an interrupted run left of its last line is cut off; of a file that is none of answers, nothing is.
 
     Raises:
         PromptError: it is no file of answers, or of another dataset.
@@ -108,15 +112,15 @@ def read_answers(path: Path, questions: Iterable[Question]) -> dict[str, str]:
     if not path.exists():
         return {}
     raw = path.read_bytes()
-    whole = raw[: raw.rfind(b"\n") + 1]
-    if whole != raw:
-        path.write_bytes(whole)
+    *lines, cut = raw.split(b"\n")
+    if not BEGINNING.startswith(cut[: len(BEGINNING)]):  # neither nothing nor a part of an answer
+        lines.append(cut)
     digests = {question.id: question.digest for question in questions}
     found = {}
-    for number, line in enumerate(whole.splitlines(), 1):
+    for number, line in enumerate(lines, 1):
         try:
             answered = Answered(**json.loads(line))
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, RecursionError):
             raise PromptError(
                 f"line {number} of {path} is no answer of an evaluation: name another file to write to"
             ) from None
@@ -128,6 +132,8 @@ def read_answers(path: Path, questions: Iterable[Question]) -> dict[str, str]:
                 "name another file to write to"
             )
         found[answered.id] = answered.answer
+    if cut:
+        os.truncate(path, len(raw) - len(cut))
     return found
 
 
@@ -155,7 +161,7 @@ def _read(line: bytes, path: Path, number: int, metric: str | None) -> Question:
     where = f"{path} line {number}"
     try:
         data = json.loads(line)
-    except ValueError:  # UnicodeDecodeError is one
+    except (ValueError, RecursionError):  # UnicodeDecodeError is a ValueError
         raise PromptError(f"{where} is not JSON: expected an object in each line") from None
     kind = next((kind for kind in KEYS if kind in data), None) if isinstance(data, dict) else None
     if kind is None:
@@ -164,11 +170,16 @@ def _read(line: bytes, path: Path, number: int, metric: str | None) -> Question:
         known = ", ".join(sorted(KEYS[kind] | COMMON))
         raise PromptError(f"{where} has the key {unknown[0]!r}: beside {kind!r} expected {known}")
     for key in data.keys() - {"messages", "reference"}:
-        if not isinstance(data[key], str) or not data[key].strip():
+        if not isinstance(data[key], str) or not data[key].strip() or SURROGATE.search(data[key]):
             raise PromptError(f"{where} has {data[key]!r} as {key!r}: expected some text")
     if data.get("task", TASKS[0]) not in TASKS:
         raise PromptError(f"{where} has the task {data['task']!r}: expected {' or '.join(TASKS)}")
     task = data.get("task", TASKS[0]) if kind == "audio" else ""
+    for key in data.keys() & {"language", "target"}:
+        try:
+            tasks.language_name(data[key])
+        except PromptError as error:
+            raise PromptError(f"{where}: {error}") from None
     used = data.get("metric", metric) or DEFAULT_METRICS.get(task, "exact")
     if used not in METRICS:
         raise PromptError(f"{where} has the metric {used!r}: expected one of {', '.join(METRICS)}")
@@ -206,7 +217,7 @@ def _with_paths(asked: dict[str, Any], folder: Path, where: str) -> dict[str, An
     def parts(content: Any) -> Iterator[dict[str, Any]]:
         for part in content:
             kind = part["type"]
-            yield part if kind == "text" else {"type": kind, kind: place(part.get(kind))}
+            yield part if kind == "text" else {"type": kind, kind: place(part.get(kind, part.get("path")))}
 
     for kind in ("audio", "image"):
         if kind in asked:

@@ -106,6 +106,8 @@ def _open_picture(file: IO[bytes], name: str) -> Image:
     from PIL import Image, UnidentifiedImageError
 
     try:
+        if not (hasattr(file, "seekable") and file.seekable()):  # each of both readings begins at the start
+            file = io.BytesIO(file.read())
         try:
             return Image.open(file, formats=COMMON)
         except UnidentifiedImageError:

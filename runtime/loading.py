@@ -12,7 +12,7 @@ import onnxruntime as ort
 
 from edge_gemma import artifact as artifacts
 from edge_gemma.artifact import Artifact, Manifest
-from edge_gemma.errors import BudgetError, PromptError, check_count
+from edge_gemma.errors import BudgetError, CacheError, PromptError, check_count
 from edge_gemma.machine import CPU
 from edge_gemma.memory import format_bytes, parse_bytes
 from edge_gemma.planning import DEFAULT_CONTEXT, Needs, Plan, plan, settle
@@ -110,7 +110,7 @@ def load(
         if planned.fits:
             break
     _check_budget(manifest, planned, index)
-    folder = (Path(cache_dir) if cache_dir else prepared.default_folder()) if cache else None
+    folder = _cache_folder(cache_dir) if cache else None
     if needs.widest and folder and not prepared.find(artifact, folder, global_kv=planned.global_kv):
         _check_preparing(needs, planned)
     with ThreadPoolExecutor(1) as meanwhile:  # onnxruntime loads without holding Python's lock
@@ -148,6 +148,15 @@ def profile_of(device: str | Device | None) -> Device | None:
     if isinstance(device, Device):
         return device
     return detect_device() if device == AUTO else find_device(device)
+
+
+def _cache_folder(chosen: str | Path | None) -> Path | None:
+    """The cache's folder; None, with a warning, where there is none to be had."""
+    try:
+        return Path(chosen) if chosen else prepared.default_folder()
+    except CacheError as error:
+        logger.warning(prepared.WITHOUT, error)
+        return None
 
 
 def _open_language(artifact: Artifact) -> Language:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import click
 
@@ -149,7 +149,14 @@ def describe_command(
                 click.echo(f"==> {path} <==")
             parts = [*media_parts([str(path)], []), {"type": "text", "text": prompt}]
             with _one_of(paths) as outcome:
-                answer(loaded, [{"role": "user", "content": parts}], generation, stats=stats, as_json=as_json)
+                answer(
+                    loaded,
+                    [{"role": "user", "content": parts}],
+                    generation,
+                    stats=stats,
+                    as_json=as_json,
+                    file=str(path),
+                )
             status = status or outcome.status
     return status
 
@@ -177,27 +184,62 @@ def _write_all(files: tuple[str, ...], listen: Listen, layout: str, output: Path
     folder = output if output and output.is_dir() else None
     if len(paths) > 1 and layout in ("srt", "vtt") and folder is None:
         raise PromptError(f"{len(paths)} recordings cannot share one {layout} file: give --output a folder")
+    targets = [folder / (path.stem + SUFFIXES[layout]) if folder else output for path in paths]
+    _refuse_overwriting(paths, targets, shared=folder is None)
     status = 0
-    with show_progress() as progress, _opened(None if folder else output) as shared:
-        for path in paths:
+    with show_progress() as progress, _Output(None if folder else output) as shared:
+        for path, target in zip(paths, targets, strict=True):
             name = "standard input" if str(path) == "-" else str(path)
             source = sys.stdin.buffer if str(path) == "-" else path
-            target = folder / (path.stem + SUFFIXES[layout]) if folder else None
             if len(paths) > 1 and layout == "text" and not folder:
                 shared.write(f"==> {name} <==\n")
-            with _one_of(paths) as outcome, _opened(target, shared) as file:
+            with _one_of(paths) as outcome, _Output(target) if folder else nullcontext(shared) as file:
                 for piece in FORMATS[layout](listen(source, progress), name):
                     file.write(piece)
-                    file.flush()
+                file.write("")  # where nothing was said there is a file, too
             status = status or outcome.status
     return status
 
 
-@contextmanager
-def _opened(path: Path | None, otherwise: TextIO | None = None) -> Iterator[TextIO]:
-    """The file to write; without a path `otherwise`, or standard output."""
-    if path is None:
-        yield otherwise or sys.stdout
-        return
-    with path.open("w", encoding="utf-8", newline="\n") as file:
-        yield file
+def _refuse_overwriting(paths: list[Path], targets: list[Path | None], *, shared: bool) -> None:
+    """PromptError where what is written would replace a recording, or what was heard in another one."""
+    recordings = {path.resolve() for path in paths}
+    heard: dict[Path, Path] = {}
+    for path, target in zip(paths, targets, strict=True):
+        if target is None:
+            continue
+        if target.resolve() in recordings:
+            raise PromptError(f"{target} is a recording that is to be read: name another file to write to")
+        if not shared and (other := heard.setdefault(target, path)) is not path:
+            raise PromptError(
+                f"{other} and {path} would both be written to {target}: give each its own folder"
+            )
+
+
+class _Output:
+    """A file, or standard output; what is written can be read at once.
+
+    What was in the file stays until there is something to write: a sound that cannot be read costs nothing.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._new = path is not None and not path.exists()
+        self._file = path.open("a", encoding="utf-8", newline="\n") if path else sys.stdout
+        self._begun = False
+
+    def __enter__(self) -> _Output:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._path:
+            self._file.close()
+            if self._new and not self._begun:
+                self._path.unlink()
+
+    def write(self, text: str) -> None:
+        if self._path and not self._begun and self._path.is_file():  # a pipe has nothing before
+            self._file.truncate(0)
+        self._begun = True
+        self._file.write(text)
+        self._file.flush()

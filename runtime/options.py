@@ -96,7 +96,7 @@ def _read_schema(written: str) -> Any:
     place = "--json-schema" if written.lstrip().startswith("{") else written
     try:
         return json.loads(written if place != written else Path(written).read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise PromptError(
             f"{place} holds no JSON Schema ({error}): expected a file, or JSON that begins with {{"
         ) from None

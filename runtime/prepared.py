@@ -36,15 +36,26 @@ logger = logging.getLogger(__name__)
 LAYOUT = 2  # of an entry in the cache
 RECORD = "prepared.json"
 LOCK = "lock"
+WITHOUT = "%s; going on without a cache, which takes longer to load"
 
 
 def default_folder() -> Path:
-    """Where this user's caches are: $XDG_CACHE_HOME, or what the system has in its place."""
+    """Where this user's caches are: $XDG_CACHE_HOME, or what the system has in its place.
+
+    Raises:
+        CacheError: the user has no home.
+    """
     if base := os.environ.get("XDG_CACHE_HOME"):
         return Path(base) / "edge-gemma"
+    try:
+        home = Path.home()
+    except RuntimeError:
+        raise CacheError(
+            "this user has no home folder for a cache: name one with --cache-dir, or in XDG_CACHE_HOME"
+        ) from None
     if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA", Path.home())) / "edge-gemma" / "cache"
-    return Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache") / "edge-gemma"
+        return Path(os.environ.get("LOCALAPPDATA", home)) / "edge-gemma" / "cache"
+    return home / ("Library/Caches" if sys.platform == "darwin" else ".cache") / "edge-gemma"
 
 
 def find(artifact: Artifact, folder: Path, *, global_kv: str | None = None) -> Path | None:
@@ -120,7 +131,7 @@ def open_decoder(
             entry = prepare(artifact, folder, global_kv=global_kv, threads=threads)
             return Decoder(artifact, global_kv=global_kv, threads=threads, prepared=entry, level=level)
         except CacheError as error:
-            logger.warning("%s; going on without a cache, which takes longer to load", error)
+            logger.warning(WITHOUT, error)
         except ArtifactError as error:
             if not find(artifact, folder, global_kv=global_kv):
                 raise

@@ -110,7 +110,10 @@ def serve_command(
 
 
 def _read_keys(keys: tuple[str, ...], file: Path | None) -> tuple[str, ...]:
-    lines = file.read_text("utf-8").splitlines() if file else []
+    try:
+        lines = file.read_text("utf-8").splitlines() if file else []
+    except UnicodeDecodeError:
+        raise PromptError(f"{file} is no text: expected a key on each line") from None
     found = tuple(key.strip() for key in (*keys, *lines) if key.strip())
     if file and not lines:
         raise PromptError(f"{file} is empty: expected a key on each line")

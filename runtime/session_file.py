@@ -127,6 +127,8 @@ def write(
                 f"the disk of {path.parent} is full: nothing was changed; free some space and save again"
             ) from None
         raise SessionError(f"{path} cannot be written: {error.strerror or error}") from None
+    except ValueError as error:  # a null character
+        raise SessionError(f"{path!r} cannot be written: {error}") from None
 
 
 class Stored:
@@ -200,13 +202,18 @@ def _checked(file: IO[bytes], path: Path, manifest: Manifest) -> Stored:
             raise SessionError(
                 f"{path} is a conversation with another artifact: load the one that it was saved with"
             )
-        stored = Stored(file, 8 + length, _layout(header, size - 8 - length), metadata)
+        tensors = _layout(header, size - 8 - length)
+        width = manifest.embeddings.hidden_size
+        for name, (_, shape) in tensors.items():
+            if name.startswith("media.") and (len(shape) != 2 or shape[1] != width):
+                raise damaged
+        stored = Stored(file, 8 + length, tensors, metadata)
         normalize([*stored.messages, {"role": "user", "content": "?"}])
         said = [i for message in metadata.messages for i in message.ids or ()]
         if not 0 <= min(said, default=0) <= max(said, default=0) < manifest.vocab_size:
             raise damaged
         return stored
-    except (ValueError, KeyError, TypeError, AttributeError, SchemaError, PromptError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, SchemaError, PromptError):
         raise damaged from None
 
 

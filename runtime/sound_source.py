@@ -27,6 +27,7 @@ LOWEST_RATE, HIGHEST_RATE = 1_000, 768_000  # Hz, of a source
 BLOCK_VALUES = 1 << 20  # most values in a block, all channels
 FORMATS = ("WAV", "FLAC", "OGG", "MP3", "AIFF", "AU", "CAF", "W64")  # those of libsndfile worth naming
 UNKNOWN = 0x7FFF_0000  # bytes; from here on headers of WAV mean that their writer could not go back to them
+UNTOLD = 1 << 62  # frames; of a FLAC file whose writer could not go back to its header
 NO_PIPE = ("MP3", "CAF")  # libsndfile opens them on a pipe, and loses samples
 FULL_SCALE = {"i1": 1 << 7, "u1": 1 << 7, "i2": 1 << 15, "i4": 1 << 31}
 
@@ -132,6 +133,8 @@ def _open_stream(file: Any, name: str, resources: ExitStack) -> Source:
             f"convert it with `ffmpeg -i INPUT -ac 1 -ar 16000 {'-f wav - |' if pipe else 'sound.wav'}`"
         )
     frames = None if pipe else max(sound.frames, _promised(sound))
+    if sound.frames >= UNTOLD:  # soundfile would seek behind each block, which fails at the end
+        frames, sound.seekable = None, lambda: False
     is_float = sound.subtype in ("FLOAT", "DOUBLE")
     source = Source(name, sound.samplerate, sound.channels, frames, is_float)
     source.blocks = _file_blocks(sound, source)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from edge_gemma.errors import PromptError
 from edge_gemma.progress import Progress, Silent
 from edge_gemma.runtime import audio, segments, tasks
+from edge_gemma.runtime.answer import CANCELLED
 
 if TYPE_CHECKING:
     from edge_gemma.runtime.engine import Model
@@ -117,12 +118,15 @@ def _answers(
     options: dict[str, Any],
 ) -> Iterator[SpeechSegment]:
     """Encode the next AHEAD segments, then ask about each; they are gone before more are cut."""
-    batch = list(islice(cut, AHEAD))
+    cancel = options.get("cancel")
+    batch = [] if cancel and cancel.is_set() else list(islice(cut, AHEAD))
     built = [model._prompts.build([_message(segment, prompt)]) for segment in batch]
     asked = [replace(one, passing=True, partings=()) for one in built]
     model.encode_ahead(asked)
     for one, segment in zip(asked, batch, strict=True):
         answer = model.generate(one, **{**GREEDY, **options})
+        if answer.finish_reason == CANCELLED:  # in the middle of what was said
+            return
         yield read(answer.text, segment.start, segment.end)
 
 

@@ -8,9 +8,11 @@ and last a millisecond at least.
 from __future__ import annotations
 
 import math
+import re
 import textwrap
 import unicodedata
 from collections.abc import Iterable, Iterator
+from itertools import chain, islice
 from typing import Protocol
 
 LINE = 42  # characters
@@ -37,7 +39,7 @@ def to_srt(segments: Iterable[Spoken]) -> Iterator[str]:
         ValueError: a time is not a finite number.
     """
     for number, (start, end, lines) in enumerate(_cues(segments), 1):
-        text = "\n".join(lines).replace("-->", "->")  # players take it for a line of times
+        text = re.sub("-{2,}>", "->", "\n".join(lines))  # players take it for a line of times
         yield f"{number}\n{_time(start, ',')} --> {_time(end, ',')}\n{text}\n\n"
 
 
@@ -47,8 +49,10 @@ def to_vtt(segments: Iterable[Spoken]) -> Iterator[str]:
     Raises:
         ValueError: a time is not a finite number.
     """
+    cues = _cues(segments)
+    first = list(islice(cues, 1))  # before the header: what cannot be read has none
     yield "WEBVTT\n\n"
-    for start, end, lines in _cues(segments):
+    for start, end, lines in chain(first, cues):
         text = "\n".join(lines).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
         yield f"{_time(start, '.')} --> {_time(end, '.')}\n{text}\n\n"
 

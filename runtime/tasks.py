@@ -6,6 +6,8 @@ the language is named in full, and a translation comes after a transcription and
 
 from __future__ import annotations
 
+import re
+
 from edge_gemma.errors import PromptError
 
 DESCRIBE_PROMPT = "Describe this image."
@@ -50,19 +52,20 @@ ORIGINAL = "its original language"
 
 
 def language_name(language: str) -> str:
-    """The English name of a language given by name or by ISO 639-1 code: "es" → "Spanish".
+    """The English name of a language given by name or by ISO 639-1 code: "es" → "Spanish", so "es-MX".
 
     Raises:
         PromptError: a code that is not known; a name is taken as it is.
     """
     text = language.strip()
-    if len(text) <= 3:
-        if text.lower() not in LANGUAGES:
-            raise PromptError(
-                f"{language!r} is not a known language code: give the language's English name, such as "
-                f"Spanish, or one of {', '.join(LANGUAGES)}"
-            )
-        return LANGUAGES[text.lower()]
+    code = re.split("[-_]", text)[0].lower()
+    if code in LANGUAGES:
+        return LANGUAGES[code]
+    if len(code) <= 3 and not (len(text) == 3 and text.istitle()):  # Lao is a name
+        raise PromptError(
+            f"{language!r} is not a known language code: give the language's English name, such as "
+            f"Spanish, or one of {', '.join(LANGUAGES)}"
+        )
     if not text.replace(" ", "").replace("-", "").isalpha():
         raise PromptError(f"{language!r} is not a language: give its English name, such as Spanish")
     return text[0].upper() + text[1:]

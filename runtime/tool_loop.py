@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -79,6 +80,9 @@ def stream_tools(
     runs = {name: tool.function for name, tool in known.items() if tool.function} | dict(functions or {})
     if missing := known.keys() - runs.keys():
         raise PromptError(f"the tool {min(missing)} has no function; expected one in `functions`")
+    for name, function in runs.items():
+        if inspect.iscoroutinefunction(function):
+            raise PromptError(f"the tool {name} is asynchronous; expected a function that returns its result")
     if isinstance(model, Session):
         session, content = model, messages
     else:

@@ -25,7 +25,9 @@ TYPES: dict[str, Callable[[Any], bool]] = {
     "string": lambda value: isinstance(value, str),
     "boolean": lambda value: _is_bool(value),
     "integer": lambda value: TYPES["number"](value) and (isinstance(value, int) or value.is_integer()),
-    "number": lambda value: isinstance(value, (int, float)) and not _is_bool(value) and isfinite(value),
+    "number": lambda value: (
+        not _is_bool(value) and (isinstance(value, int) or isinstance(value, float) and isfinite(value))
+    ),
     "null": lambda value: value is None,
     "array": lambda value: isinstance(value, list),
     "object": lambda value: isinstance(value, dict),

@@ -143,7 +143,7 @@ def tool_messages(messages: str | Sequence[Mapping[str, Any]], tools: Iterable[A
             plain.append(turn)
         before = role
     if told := [Tool.of(tool) for tool in tools]:
-        begun = [plain.pop(0)["content"]] if plain and plain[0].get("role") == "system" else []
+        begun = [plain.pop(0).get("content")] if plain and plain[0].get("role") == "system" else []
         system = "\n\n".join(
             [*(_text(content, "the system's message") for content in begun), describe_tools(told)]
         )
@@ -221,8 +221,9 @@ def _result_text(message: Mapping[str, Any], names: Mapping[str, str], where: st
 def _text(content: Any, where: str) -> str:
     """The text of a message's content, which is nothing else."""
     parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
-    texts = [part.get("text") if isinstance(part, Mapping) else None for part in parts or []]
-    if not isinstance(parts, (list, tuple)) or not all(isinstance(text, str) for text in texts):
+    known = parts if isinstance(parts, (list, tuple)) else [None]
+    texts = [part.get("text") if isinstance(part, Mapping) else None for part in known]
+    if not all(isinstance(text, str) for text in texts):
         raise PromptError(f"{where} has a content that is no text; expected a str")
     return "\n".join(map(str, texts))
 

@@ -172,6 +172,21 @@ def test_ffmpeg_does_not_know_the_length_of_what_it_pipes() -> None:
         assert_equal(read_clip(source), by_librosa(encoded(sound())))
 
 
+@pytest.mark.parametrize("frames", [1, 12_000, 30_263, 100_001])
+def test_a_flac_file_that_does_not_tell_its_length_is_whole(frames: int) -> None:
+    """Its writer could not go back to the header: the 36 bits of the length are zeros."""
+    samples = sound(4, RATE, 1)[:frames]
+    data = bytearray(encoded(samples, RATE, "FLAC", "PCM_16"))
+    expected = read_clip(bytes(data))
+    data[21] &= 0xF0
+    data[22:26] = bytes(4)
+    with open_audio(bytes(data), RATE) as stream:
+        assert stream.duration is None
+        found = np.concatenate(list(stream))
+        assert stream.damage is None
+    np.testing.assert_array_equal(found, expected)
+
+
 @pytest.mark.parametrize("kind", ["FLAC", "MP3", "CAF"])
 def test_what_no_pipe_can_carry(kind: str) -> None:
     with pipe(encoded(sound(1), kind=kind)) as source:

@@ -128,6 +128,23 @@ def test_a_prompt_that_cannot_be_used(
     assert only_line(err).startswith("error: ") and message in err
 
 
+def test_an_empty_prompt_beside_an_image_from_a_pipe(
+    tiny_artifact: Path, stdin: Callable[[bytes], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is the artifact that has no encoder, and not the prompt that is to be read from there as well."""
+    stdin(b"no picture")
+    assert run(["run", str(tiny_artifact), "", "--image", "-", *GREEDY]) == 2
+    assert "standard input can be one thing only" not in only_line(capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("command", [["run"], ["run", "PROMPT"], ["chat"], ["transcribe", "-"]])
+def test_standard_input_may_be_closed(command: list[str], tiny_artifact: Path) -> None:
+    line = [sys.executable, "-m", "edge_gemma.cli", command[0], str(tiny_artifact), *command[1:], *GREEDY]
+    done = subprocess.run(["sh", "-c", '"$@" <&-', "sh", *line], capture_output=True, text=True)
+    assert "Traceback" not in done.stderr
+    assert done.returncode == (0 if command in (["chat"], ["run", "PROMPT"]) else 2)
+
+
 @pytest.mark.parametrize("command", [["run", "PATH", "hi"], ["chat", "PATH"], ["inspect", "PATH"]])
 @pytest.mark.parametrize("kind", ["missing", "file", "folder"])
 def test_not_an_artifact(

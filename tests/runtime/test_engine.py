@@ -6,6 +6,7 @@ import gc
 import json
 import os
 import shutil
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from threading import Event
@@ -270,10 +271,24 @@ def test_a_closed_model_says_so(artifact: Path) -> None:
         pieces = model.stream(PROMPT)
         next(pieces)
     with pytest.raises(EdgeGemmaError, match="closed: load the artifact again"):
-        next(pieces)
+        list(pieces)
     with pytest.raises(EdgeGemmaError, match="this model is closed: load the artifact again"):
         model.generate("hello")
     model.close()
+
+
+def test_closing_releases_the_decoder(artifact: Path) -> None:
+    """Though the model is still referred to."""
+    model = edge_gemma.load(artifact, context=CONTEXT, threads=1)
+    model.generate(PROMPT, max_new_tokens=2)
+    generator = model._open()
+    held = [weakref.ref(graph._session) for graph in generator.decoder._graphs]
+    held += [weakref.ref(generator.cache.memory)]
+    del generator
+    model.close()
+    gc.collect()
+    assert len(held) == 3 and [found() for found in held] == [None] * 3
+    assert model.plan.context == CONTEXT
 
 
 def test_no_file_stays_open(tiny_artifact: Path) -> None:

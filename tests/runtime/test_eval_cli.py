@@ -44,6 +44,19 @@ def test_json_and_a_metric(demo: str, sums: Path, capsys: pytest.CaptureFixture[
     assert list(report["scores"]) == ["bleu"] and report["scores"]["bleu"]["items"] == 2
 
 
+def test_a_question_that_is_too_long_leaves_the_others(
+    demo: str, sums: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = {"prompt": "What is 1 + 1? " * 100, "reference": "2"}
+    sums.write_text(json.dumps(line) + "\n" + sums.read_text("utf-8"), "utf-8")
+    assert run(["eval", demo, str(sums), *OPTIONS, "--json"]) == 2
+    out, err = capsys.readouterr()
+    assert err.startswith(f"error: {sums} line 1: the prompt has ") and err.count("\n") == 1
+    report = json.loads(out)
+    assert (report["complete"], report["answered"]) == (False, 4)
+    assert report["scores"]["exact"]["value"] == 1.0
+
+
 def test_ctrl_c_reports_and_the_next_run_goes_on(
     demo: str, sums: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -43,7 +43,7 @@ def test_what_each_kind_of_line_asks(tmp_path: Path) -> None:
     (tmp_path / "a.wav").touch()
     (tmp_path / "b.png").touch()
     clip, picture = str(tmp_path / "a.wav"), str(tmp_path / "b.png")
-    user = {"role": "user", "content": [{"type": "image", "image": "b.png"}, {"type": "text", "text": "hi"}]}
+    user = {"role": "user", "content": [{"type": "image", "path": "b.png"}, {"type": "text", "text": "hi"}]}
     path = dataset(
         tmp_path,
         {"prompt": "one", "reference": "1"},
@@ -95,6 +95,8 @@ GOOD = {"prompt": "hi", "reference": "hello"}
         (GOOD | {"audio": "a.wav"}, "has the key 'prompt': beside 'audio'"),
         (GOOD | {"prompt": 3}, "has 3 as 'prompt': expected some text"),
         (GOOD | {"id": 3}, "has 3 as 'id'"),
+        (GOOD | {"id": "\ud800"}, "has '\\ud800' as 'id': expected some text"),
+        ('{"prompt": ' + "[" * 100_000, "is not JSON"),
         (GOOD | {"metric": "f1"}, "has the metric 'f1': expected one of wer, exact"),
         ({"prompt": "hi"}, "has None as 'reference': expected words"),
         (GOOD | {"reference": []}, "has [] as 'reference'"),
@@ -104,6 +106,7 @@ GOOD = {"prompt": "hi", "reference": "hello"}
             {"audio": "set.jsonl", "task": "sing", "reference": "x"},
             "has the task 'sing': expected transcribe",
         ),
+        ({"audio": "set.jsonl", "language": "xx", "reference": "x"}, "'xx' is not a known language code"),
         ({"messages": [], "reference": "x"}, "the messages are []"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image"}]}], "reference": "x"},
@@ -111,7 +114,7 @@ GOOD = {"prompt": "hi", "reference": "hello"}
         ),
         (GOOD | {"id": "first"}, "the id 'first' is taken"),
     ],
-    ids=str,
+    ids=lambda value: str(value).encode("ascii", "replace").decode()[:60],
 )
 def test_a_bad_line_is_named(line: Any, message: str, tmp_path: Path) -> None:
     path = dataset(tmp_path, GOOD | {"id": "first"}, line)
@@ -158,6 +161,21 @@ def test_answers_are_read_back(tmp_path: Path) -> None:
     out.write_text('{"id": "a"}\n', "utf-8")
     with pytest.raises(PromptError, match="line 1 of .* is no answer"):
         read_answers(out, questions)
+
+
+@pytest.mark.parametrize(
+    "text", ['{"my": "settings"}', '{"prompt": "hi", "reference": "x"}\n{"prompt": "ho"', "\n{}", '{"id": 1}']
+)
+def test_a_file_that_is_none_of_answers_stays(text: str, tmp_path: Path) -> None:
+    questions = read_questions(dataset(tmp_path, GOOD))
+    out = tmp_path / "other"
+    out.write_text(text, "utf-8")
+    with pytest.raises(PromptError, match="is no answer of an evaluation: name another file"):
+        read_answers(out, questions)
+    assert out.read_text("utf-8") == text
+    for begun in ("", '{"i', '{"id": "a", "dig'):
+        out.write_text(begun, "utf-8")
+        assert read_answers(out, questions) == {} and out.read_text("utf-8") == ""
 
 
 def test_scores_are_by_metric_and_of_what_was_answered(tmp_path: Path) -> None:

@@ -85,10 +85,11 @@ def test_every_kind_of_source(tmp_path: Path) -> None:
     assert not file.closed
 
 
-def test_a_picture_from_a_pipe() -> None:
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF"])
+def test_a_picture_from_a_pipe(kind: str) -> None:
     reader, writer = os.pipe()
     with os.fdopen(writer, "wb") as sink:
-        sink.write(PNG)
+        sink.write(encoded(Image.fromarray(RGB), kind, **({"lossless": True} if kind == "WEBP" else {})))
     with os.fdopen(reader, "rb") as source:
         np.testing.assert_array_equal(read_image(source), RGB)
 

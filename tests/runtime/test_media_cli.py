@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,9 @@ import webvtt
 from PIL import Image
 
 from edge_gemma.cli import run
-from edge_gemma.errors import MediaError
+from edge_gemma.errors import EdgeGemmaError, MediaError
 from edge_gemma.runtime import segments, speech
+from edge_gemma.runtime.encoders import Encoders
 from edge_gemma.runtime.loading import load
 from edge_gemma.runtime.speech import SpeechSegment, Transcript
 
@@ -146,6 +148,38 @@ def test_a_folder_of_subtitles(
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["other.srt", "three.srt"]
 
 
+def test_nothing_is_overwritten_that_was_not_meant(
+    media_artifact: Path, recording: Path, spoken: list[str], tmp_path: Path, capsys: Any
+) -> None:
+    command = ["transcribe", str(media_artifact), *FAST, "--output"]
+    sound = recording.read_bytes()
+    assert run([*command, str(recording), str(recording)]) == 2
+    assert "is a recording that is to be read: name another file" in capsys.readouterr().err
+    assert recording.read_bytes() == sound
+
+    out = tmp_path / "out"
+    out.mkdir()
+    (tmp_path / "other").mkdir()
+    twin = tmp_path / "other" / "three.mp3"
+    assert run([*command, str(out), str(recording), str(twin)]) == 2
+    assert f"{recording} and {twin} would both be written to {out / 'three.txt'}" in capsys.readouterr().err
+    assert not list(out.iterdir())
+
+
+@pytest.mark.parametrize("layout", ["text", "srt", "vtt"])
+def test_what_cannot_be_read_costs_no_file(
+    media_artifact: Path, recording: Path, spoken: list[str], tmp_path: Path, layout: str
+) -> None:
+    target, command = tmp_path / "said", ["transcribe", str(media_artifact), *FAST, "--format", layout, "-o"]
+    assert run([*command, str(target), str(tmp_path / "missing.wav")]) == 2
+    assert not target.exists()
+    target.write_text("what was said " * 100)
+    assert run([*command, str(target), str(tmp_path / "missing.wav")]) == 2
+    assert target.read_text() == "what was said " * 100
+    assert run([*command, str(target), str(recording)]) == 0
+    assert "one" in target.read_text() and "what was said" not in target.read_text()
+
+
 def test_standard_input(
     media_artifact: Path, recording: Path, spoken: list[str], stdin: Callable[[bytes], None], capsys: Any
 ) -> None:
@@ -235,6 +269,45 @@ def test_the_library_gives_transcripts(media_artifact: Path, recording: Path, sp
         assert first.text == "one"
 
 
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is encoded from now on, a kind each."""
+    seen: list[str] = []
+    run_encoder = Encoders._run
+
+    def note(self: Encoders, spec: Any, item: Any) -> Any:
+        seen.append(item.kind)
+        return run_encoder(self, spec, item)
+
+    monkeypatch.setattr(Encoders, "_run", note)
+    return seen
+
+
+def test_a_transcription_can_be_cancelled(
+    media_artifact: Path, recording: Path, spoken: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(speech, "AHEAD", 1)
+    encoded, cancel = counted(monkeypatch), Event()
+    with load(media_artifact, threads=1, context=512) as model:
+        heard = model.transcribe_stream(recording, cancel=cancel, max_new_tokens=4)
+        assert next(heard).text == "one"
+        cancel.set()
+        assert list(heard) == [] and encoded == ["audio"]
+        assert model.transcribe(recording, cancel=cancel).segments == () and encoded == ["audio"]
+
+
+def test_a_model_that_is_answering_encodes_nothing(
+    media_artifact: Path, recording: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An encoder may have the memory of the decoder, which is at work."""
+    encoded = counted(monkeypatch)
+    with load(media_artifact, threads=1, context=512) as model:
+        pieces = model.stream("hello")
+        next(pieces)
+        with pytest.raises(EdgeGemmaError, match="answering another prompt"):
+            model.transcribe(recording)
+        assert not encoded
+
+
 def test_describing(media_artifact: Path, picture: Path, capsys: Any) -> None:
     greedy = ("--temperature", "0")
     assert run(["describe", str(media_artifact), str(picture), str(picture), *greedy, *FAST]) == 0
@@ -244,6 +317,7 @@ def test_describing(media_artifact: Path, picture: Path, capsys: Any) -> None:
     assert run(["describe", str(media_artifact), str(picture), "--json", *greedy, *FAST]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["text"] == first[:-1] and found["statistics"]["images"] == 1
+    assert found["file"] == str(picture)
 
 
 def test_run_with_media(
@@ -269,3 +343,29 @@ def test_chat_with_media(
     assert run(["chat", str(media_artifact), "--stats", *options]) == 0
     err = capsys.readouterr().err
     assert "1 image encoded" in err and "nothing.png" in err
+
+
+def test_an_error_in_a_chat_keeps_what_was_added(
+    media_artifact: Path, picture: Path, stdin: Callable[[bytes], None], capsys: Any
+) -> None:
+    """And a package that is missing does not end it."""
+    stdin(f"/image {picture}\n{'word ' * 3000}\nwhat?\n/save a\0b\nand?\n".encode())
+    options = ["--threads", "1", "--context", "1024", "--max-new-tokens", "2", "--temperature", "0"]
+    assert run(["chat", str(media_artifact), "--stats", *options]) == 0
+    err = capsys.readouterr().err
+    assert "and the context 1024" in err and err.count("1 image encoded") == 1
+    assert "cannot be written: embedded null byte" in err and err.count("[") == 2
+
+
+def test_a_missing_package_does_not_end_a_chat(
+    media_artifact: Path,
+    picture: Path,
+    stdin: Callable[[bytes], None],
+    capsys: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    stdin(f"/image {picture}\nhello\n".encode())
+    assert run(["chat", str(media_artifact), "--stats", *FAST]) == 0
+    err = capsys.readouterr().err
+    assert "Pillow" in err and err.count("tokens") >= 1

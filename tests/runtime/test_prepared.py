@@ -372,6 +372,20 @@ def test_forget(artifact: Artifact, cache: Path) -> None:
     assert forget(cache / "nothing") == 0
 
 
+def test_a_user_without_a_home_has_no_cache(
+    tiny_artifact: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", homeless)
+    with load(tiny_artifact, context=32, threads=1) as model:
+        assert not model.plan.prepared
+    assert "no home folder for a cache" in caplog.text and "going on without a cache" in caplog.text
+    assert run(["prepare", str(tiny_artifact)]) == CacheError.exit_code
+
+
 def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert prepared.default_folder() == tmp_path / "edge-gemma"

@@ -80,6 +80,7 @@ def test_the_name_is_the_folders(tiny_artifact: Path) -> None:
         (["--host", "example.invalid", "--insecure-no-key"], 1, "cannot listen on example.invalid port"),
         (["--api-key", "two words"], 2, "a key has spaces or characters"),
         (["--api-key-file", os.devnull], 2, "is empty: expected a key on each line"),
+        (["--api-key-file", sys.executable], 2, "is no text: expected a key on each line"),
     ],
 )
 def test_what_it_refuses(

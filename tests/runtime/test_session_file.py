@@ -246,6 +246,14 @@ def test_what_was_made_by_hand(changes: dict[str, Any], model: Model, saved: Pat
     assert "is damaged" in refusal(model, tmp_path / "file")
 
 
+def test_media_that_are_no_soft_tokens(model: Model, saved: Path, tmp_path: Path) -> None:
+    raw = saved.read_bytes()
+    end = len(raw) - 8 - int.from_bytes(raw[:8], "little")
+    header = {"media.0": {"dtype": "F32", "shape": [0], "data_offsets": [end, end]}}
+    (tmp_path / "file").write_bytes(rewritten(saved, header=header))
+    assert "is damaged" in refusal(model, tmp_path / "file")
+
+
 def test_tensors_in_another_order(model: Model, saved: Path, tmp_path: Path) -> None:
     """They are read one behind the other, and not where the header says."""
     raw = saved.read_bytes()

@@ -95,11 +95,12 @@ def test_a_long_text_shares_its_time_among_cues() -> None:
 
 
 def test_what_would_be_markup() -> None:
-    text = "x --> y & <b>z</b> 00:00:01,000 --> 00:00:02,000"
+    text = "x --> y ---> y & <b>z</b> 00:00:01,000 --> 00:00:02,000"
     (start, end, content) = read_vtt([Spoken(0, 1, text)])[0]
     assert "-->" not in content and "<" not in content
     assert words(html.unescape(content)) == words(text)
     assert len(read_srt([Spoken(0, 1, text)])) == 1
+    assert "".join(to_srt([Spoken(0, 1, text)])).count("-->") == 1
 
 
 def test_no_cue_is_without_time() -> None:

@@ -23,13 +23,17 @@ from edge_gemma.runtime.tasks import (
         ("Spanish", "Spanish"),
         ("spanish", "Spanish"),
         ("Scottish Gaelic", "Scottish Gaelic"),
+        ("pt-BR", "Portuguese"),
+        ("zh_CN", "Chinese"),
+        ("Lao", "Lao"),
+        ("Serbo-Croatian", "Serbo-Croatian"),
     ],
 )
 def test_languages_by_code_and_by_name(given: str, name: str) -> None:
     assert language_name(given) == name
 
 
-@pytest.mark.parametrize("given", ["", "xx", "e", "12345", "English: ignore", "a\nb\nc\nd"])
+@pytest.mark.parametrize("given", ["", "xx", "xx-YY", "lao", "e", "12345", "English: ignore", "a\nb\nc\nd"])
 def test_what_is_no_language(given: str) -> None:
     with pytest.raises(PromptError, match="language") as caught:
         language_name(given)

@@ -120,6 +120,13 @@ def test_functions_of_tools_in_openai_s_form() -> None:
     with pytest.raises(PromptError, match="the tool double has no function; expected one in `functions`"):
         run_tools(model, "2 times 4?", [tool])
 
+    async def later(n: int) -> int:
+        return n
+
+    for tools, runs in (([later], None), ([tool], {"double": later})):
+        with pytest.raises(PromptError, match="is asynchronous; expected a function that returns its result"):
+            run_tools(model, "2 times 4?", tools, runs)
+
 
 def test_messages_that_do_not_end_with_the_user() -> None:
     messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]

@@ -176,6 +176,8 @@ def test_values_that_do_not_fit(value: Any, schema: Any, message: str) -> None:
     [
         (3.0, {"type": "integer"}),
         (3, {"type": "number"}),
+        (10**400, {"type": "number"}),
+        (-(10**400), {"type": "integer"}),
         (None, {"type": ["integer", "null"]}),
         (1.0, {"enum": [1]}),
         ({"b": 2}, {}),

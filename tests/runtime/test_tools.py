@@ -171,6 +171,7 @@ def test_without_tools_nothing_is_told() -> None:
         ({"role": "tool", "content": "1"}, "message 1 is the result of no call"),
         ({"role": "tool", "tool_call_id": "z", "content": "1"}, "message 1 is the result of no call"),
         ({"role": "tool", "name": "f", "content": None}, "message 1 has a content that is no text"),
+        ({"role": "tool", "name": "f", "content": 42}, "message 1 has a content that is no text"),
         (
             {"role": "tool", "name": "f", "content": [{"type": "image"}]},
             "message 1 has a content that is no text",
@@ -185,6 +186,8 @@ def test_without_tools_nothing_is_told() -> None:
 def test_malformed_messages_are_refused(message: Any, expected: str) -> None:
     with pytest.raises(PromptError, match=expected):
         tool_messages([{"role": "user", "content": "Hi"}, message], TOOLS)
+    with pytest.raises(PromptError, match="the system's message has a content that is no text"):
+        tool_messages([{"role": "system"}, {"role": "user", "content": "Hi"}], TOOLS)
 
 
 # Reading calls
