@@ -176,7 +176,7 @@ def _parse_text(text: dict[str, Any], where: str) -> TextConfig:
         head_dim=_integer(text, "head_dim"),
         layer_types=tuple(kinds),
         num_kv_shared_layers=_integer(text, "num_kv_shared_layers", least=0),
-        sliding_window=_integer(text, "sliding_window"),
+        sliding_window=_integer(text, "sliding_window", least=2),
         activation_sparsity_pattern=tuple(float(s) for s in sparsity),
         altup_num_inputs=_integer(text, "altup_num_inputs"),
         altup_active_idx=_integer(text, "altup_active_idx", least=0),
@@ -232,8 +232,10 @@ def _check(config: TextConfig, text: dict[str, Any]) -> None:
             f"{config.num_attention_heads} attention heads cannot be grouped over "
             f"{config.num_key_value_heads} KV heads"
         )
-    if config.head_dim % 2:
-        raise ValueError(f"head_dim is {config.head_dim}, expected an even number: halves of it rotate")
+    if config.head_dim % 8:
+        raise ValueError(
+            f"head_dim is {config.head_dim}, expected a multiple of 8, as onnxruntime computes it"
+        )
     if config.altup_active_idx != 0:
         raise ValueError(f"altup_active_idx is {config.altup_active_idx}, expected 0, as in every Gemma 3n")
     if not 0 <= config.num_kv_shared_layers < config.num_hidden_layers:

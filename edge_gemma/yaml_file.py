@@ -26,7 +26,8 @@ def read_entries(path: Path, kind: str, error: type[EdgeGemmaError]) -> dict[str
         raise error(f"{path} does not exist: expected a {kind} file, see docs/{PAGES[kind]}.md") from None
     except OSError as reason:
         raise error(f"{path} cannot be read: {reason.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as reason:
+    # odd scalars, such as the date 2026-02-30, raise others than YAMLErrors, and so does what is nested deep
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as reason:
         raise error(f"{path} is not valid YAML: {' '.join(str(reason).split())}") from None
     if not isinstance(data, dict):
         raise error(f"{path} holds {type(data).__name__}, expected {kind}s by name")

@@ -21,6 +21,7 @@ from edge_gemma.export.synthetic import SyntheticCheckpoint
 TEXT_PREFIXES = ("model.language_model.", "model.", "")
 TOWER_PREFIX = "model."
 HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "*config.json", "tokenizer*", "*.jinja"]
+WEIGHTS = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -116,6 +117,7 @@ class FolderCheckpoint:
             raise CheckpointError(f"{folder} is a file: expected a checkpoint folder with config.json")
         self.config = read_config(folder / "config.json")
         self.config_json = read_json(folder / "config.json") or {}
+        _refuse_quantized(self.config_json, folder)
         self._files = self._index()
         self._prefix = self._text_prefix()
 
@@ -155,7 +157,12 @@ class FolderCheckpoint:
     def chat_template(self) -> str:
         path = self.folder / "chat_template.jinja"
         if path.is_file():
-            return path.read_text("utf-8")
+            try:
+                return path.read_text("utf-8")
+            except UnicodeDecodeError:
+                raise CheckpointError(
+                    f"{path} is not UTF-8 text: expected a Jinja template, download the checkpoint again"
+                ) from None
         template = (read_json(self.folder / "tokenizer_config.json") or {}).get("chat_template")
         if isinstance(template, str):
             return template
@@ -227,8 +234,25 @@ TEXT_MODULES = frozenset(
 )
 
 
+def _refuse_quantized(config: dict[str, Any], folder: Path) -> None:
+    """CheckpointError where tensors are codes: their scales have other names in every method."""
+    text = config.get("text_config")
+    for part in (config, text if isinstance(text, dict) else {}):
+        if found := part.get("quantization_config"):
+            method = found.get("quant_method", "unknown") if isinstance(found, dict) else found
+            raise CheckpointError(
+                f"{folder} is quantized already (quant_method {method!r}): expected weights in bfloat16, "
+                "float16 or float32; export the checkpoint that it was made of"
+            )
+
+
 def finite(tensor: torch.Tensor, name: str, path: Path) -> torch.Tensor:
-    """A copy, which does not keep the file mapped; refused if it holds NaN or infinity."""
+    """A copy, which does not keep the file mapped; refused if it holds NaN or infinity, or is no weight."""
+    if tensor.dtype not in WEIGHTS:
+        raise CheckpointError(
+            f"{name} in {path} is of {str(tensor.dtype).removeprefix('torch.')}: expected bfloat16, float16 "
+            "or float32; a checkpoint that is quantized already cannot be exported"
+        )
     if not bool(torch.isfinite(tensor).all()):
         raise CheckpointError(f"{name} in {path} holds NaN or infinity: download the checkpoint again")
     return tensor.clone()

@@ -162,7 +162,7 @@ def _check_space(checkpoint: Checkpoint, recipe: Recipe, target: Path, encoders:
 
         shapes = tower_shapes(checkpoint.config_json, kind).values()
         needed += encoder_bytes(shapes, recipe.matrices[kind])
-    parent = Path(os.path.abspath(target)).parent
+    parent = Path(os.path.realpath(target)).parent
     while not parent.exists():
         parent = parent.parent
     free = shutil.disk_usage(parent).free

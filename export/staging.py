@@ -19,7 +19,9 @@ PARTIAL = re.compile(r"\.(?P<name>.+)\.partial-(?P<pid>\d{1,9})(?P<old>\.old)?")
 @contextmanager
 def staging(target: Path, *, overwrite: bool) -> Iterator[Path]:
     """A temporary folder beside `target` that becomes `target` if the block ends without an error."""
-    target = Path(os.path.abspath(target))
+    target = Path(os.path.realpath(target))  # what a link names is replaced, and not the link
+    if os.path.ismount(target):
+        raise ExportError(f"{target} is a mount point, which no folder can replace: name a folder inside it")
     occupied = target.exists() and (not target.is_dir() or any(target.iterdir()))
     if occupied and not overwrite:
         raise ExportError(f"{target} exists: choose another folder, or pass --overwrite to replace it")

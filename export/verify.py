@@ -126,7 +126,9 @@ def _no_towers() -> Iterator[None]:
     real = modeling_gemma3n.AutoModel.from_config
 
     def from_config(config: Any, **options: Any) -> Any:
-        return real(config, **options) if config.model_type == "gemma3n_text" else torch.nn.Identity()
+        if config.model_type != "gemma3n_text":
+            return torch.nn.Identity()
+        return real(config, **options | {"dtype": torch.float32})  # Google's config names bfloat16
 
     with mock.patch.object(modeling_gemma3n.AutoModel, "from_config", from_config):
         yield

@@ -163,11 +163,15 @@ def image_size(checkpoint: Checkpoint) -> tuple[int, int]:
                 f"the image processor of {checkpoint.name} has {name} = {found[name]!r}: "
                 f"expected {expected!r}, as in every Gemma 3n"
             )
-    if not isinstance(size, dict) or set(size) != {"height", "width"}:
+    if (
+        not isinstance(size, dict)
+        or set(size) != {"height", "width"}
+        or not all(type(side) is int and side > 0 for side in size.values())
+    ):
         raise CheckpointError(
             f"the image processor of {checkpoint.name} has size = {size!r}, expected height and width"
         )
-    return int(size["height"]), int(size["width"])
+    return size["height"], size["width"]
 
 
 def prepare(g: Graph, image: str, size: tuple[int, int]) -> str:

@@ -115,7 +115,7 @@ def _read_keys(keys: tuple[str, ...], file: Path | None) -> tuple[str, ...]:
     except UnicodeDecodeError:
         raise PromptError(f"{file} is no text: expected a key on each line") from None
     found = tuple(key.strip() for key in (*keys, *lines) if key.strip())
-    if file and not lines:
+    if file and not any(line.strip() for line in lines):
         raise PromptError(f"{file} is empty: expected a key on each line")
     if any(not key.isascii() or not key.isprintable() or " " in key for key in found):
         raise PromptError("a key has spaces or characters that are not ASCII: headers cannot carry it")

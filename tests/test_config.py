@@ -136,6 +136,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"num_attention_heads": 7}, "7 attention heads cannot be grouped over 2 KV heads"),
     ({"num_key_value_heads": 0}, "num_key_value_heads is 0"),
     ({"head_dim": 255}, "head_dim is 255"),
+    ({"head_dim": 12}, "head_dim is 12, expected a multiple of 8"),
+    ({"sliding_window": 1}, "sliding_window is 1, expected a whole number of at least 2"),
     ({"hidden_size": "2048"}, "hidden_size is '2048'"),
     ({"hidden_size": float("inf")}, "hidden_size is inf"),
     ({"num_hidden_layers": -1}, "num_hidden_layers is -1"),

@@ -159,9 +159,13 @@ def _join(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     joined: list[dict[str, Any]] = []
     for message in messages:
         last = joined[-1] if joined else None
-        if last and last["role"] == message["role"] in ("system", "user"):
+        if last and last["role"] == message["role"] != "tool":
             one, other = last["content"], message["content"]
-            if isinstance(one, str) and isinstance(other, str):
+            if calls := [*last.get("tool_calls", ()), *message.get("tool_calls", ())]:
+                last["tool_calls"] = calls
+            if not one or not other:
+                last["content"] = one or other
+            elif isinstance(one, str) and isinstance(other, str):
                 last["content"] = f"{one}\n\n{other}"
             else:
                 last["content"] = [*_parts(one), *_parts(other)]

@@ -57,7 +57,7 @@ class Guard:
                 code="unknown_host",
             )
         origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
+        if origin is not None and _site(origin) != host.lower():
             raise Problem(403, "this server does not answer pages of other sites", code="foreign_origin")
 
     def _check_key(self, headers: Headers) -> str:
@@ -83,6 +83,14 @@ def _hostname(host: str) -> str:
     """The name in a Host header, lower case, without port and brackets; "" where there is none."""
     try:
         return urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return ""
+
+
+def _site(origin: str) -> str:
+    """Host and port of an Origin header, lower case; "" where it names none."""
+    try:
+        return urlsplit(origin).netloc.lower()
     except ValueError:
         return ""
 

@@ -43,5 +43,5 @@ def _card(service: Service, name: str) -> dict[str, Any]:
 
 routes = [
     Route("/v1/models", list_models),
-    Route("/v1/models/{name}", show_model),
+    Route("/v1/models/{name:path}", show_model),
 ]

@@ -114,6 +114,11 @@ def edit_index(folder: Path, change: Any) -> None:
     (folder / INDEX).write_text(json.dumps(change), "utf-8")
 
 
+def edit_config(folder: Path, **changes: Any) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | changes), "utf-8")
+
+
 def drop(folder: Path, name: str) -> None:
     tensors = load_file(folder / "model.safetensors")
     del tensors[name]
@@ -137,6 +142,10 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "an index of lists": (lambda f: edit_index(f, {"weight_map": {"a": ["b"]}}), "has no weight_map"),
     "an index that is a list": (lambda f: edit_index(f, []), "holds list, expected a JSON object"),
     "an empty index": (lambda f: edit_index(f, {"weight_map": {}}), "has no embed_tokens_per_layer.weight"),
+    "quantized": (
+        lambda f: edit_config(f, quantization_config={"quant_method": "compressed-tensors"}),
+        "is quantized already (quant_method 'compressed-tensors'): expected weights in bfloat16",
+    ),
     "an unreadable index": (lambda f: (f / INDEX).write_bytes(b"\xff"), "is not valid JSON"),
     "Gemma 3's weights": (
         lambda f: drop(f, "model.embed_tokens_per_layer.weight"),
@@ -164,10 +173,23 @@ def spoil(folder: Path) -> None:
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
 
 
+def retype(folder: Path, dtype: torch.dtype) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    name = "model.layers.2.mlp.up_proj.weight"
+    tensors[name] = tensors[name].to(dtype)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
 LATER: dict[str, tuple[Callable[[Path], object], str]] = {
     "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "has no tokenizer.json"),
     "a bad tokenizer": (lambda f: (f / "tokenizer.json").write_text("{}", "utf-8"), "cannot be read"),
     "no chat template": (lambda f: (f / "chat_template.jinja").unlink(), "has no chat template: expected"),
+    "a chat template in Latin-1": (
+        lambda f: (f / "chat_template.jinja").write_bytes(b"caf\xe9"),
+        "chat_template.jinja is not UTF-8 text",
+    ),
+    "int8 codes": (lambda f: retype(f, torch.int8), "is of int8: expected bfloat16, float16 or float32"),
+    "float8": (lambda f: retype(f, torch.float8_e4m3fn), "is of float8_e4m3fn: expected bfloat16"),
     "a missing tensor": (
         lambda f: drop(f, "model.layers.7.mlp.up_proj.weight"),
         "has no tensor layers.7.mlp.up_proj.weight",

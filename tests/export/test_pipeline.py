@@ -103,6 +103,18 @@ def test_overwrite_replaces_an_artifact(artifact: Path, tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["artifact"]
 
 
+def test_what_a_link_names_is_replaced(artifact: Path, tmp_path: Path) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(artifact.name)
+    export(link, seed=1, overwrite=True)
+    assert artifacts.read(artifact).manifest.source.name == "synthetic:tiny:1"
+    assert link.is_symlink() and sorted(os.listdir(tmp_path)) == [artifact.name, "link"]
+
+
+def test_a_mount_point_is_refused_before_the_work() -> None:
+    assert "is a mount point, which no folder can replace" in refusal(lambda: export(Path("/proc")))
+
+
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_other_things_are_never_replaced(tmp_path: Path, overwrite: bool) -> None:
     folder = tmp_path / "photos"

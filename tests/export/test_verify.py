@@ -57,6 +57,27 @@ def test_the_reference_is_transformers_own(checkpoint: tiny.Tiny) -> None:
         np.testing.assert_array_equal(found[name].numpy(), value.numpy(), err_msg=name)
 
 
+def test_the_reference_computes_in_float32(multimodal_checkpoint: Any, tmp_path: Path) -> None:
+    """Also where every part of config.json names bfloat16, as in Google's."""
+    folder = shutil.copytree(multimodal_checkpoint.folder, tmp_path / "checkpoint")
+    data = json.loads((folder / "config.json").read_text("utf-8"))
+    for part in (data, data["text_config"], data["audio_config"], data["vision_config"]):
+        part.pop("dtype", None)
+        part["torch_dtype"] = "bfloat16"
+    (folder / "config.json").write_text(json.dumps(data), "utf-8")
+    loaded = load_reference(open_checkpoint(str(folder)))
+    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
+
+
+def test_an_fp32_artifact_with_a_smaller_cache_has_no_limits_of_its_own(
+    checkpoint: tiny.Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, target = str(checkpoint.folder), str(tmp_path / "artifact")
+    assert run(["export", source, "-o", target, "--recipe", "fp32", "--global-kv", "int8"]) == 0
+    assert run(["verify", target, "--against", source, "--json", *QUICK]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["max_relative_error"] > 1e-4
+
+
 def test_command_passes_and_prints_a_table(
     checkpoint: tiny.Tiny, exact: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -224,6 +224,9 @@ def test_spec_describes_the_graph(quantized: tuple[Reference, Path, VisionSpec])
         ({"rescale_factor": 1 / 127.5}, "rescale_factor"),
         ({"do_center_crop": True}, "do_center_crop"),
         ({"size": {"shortest_edge": 768}}, "expected height and width"),
+        ({"size": {"height": "x", "width": 768}}, "expected height and width"),
+        ({"size": {"height": 768, "width": None}}, "expected height and width"),
+        ({"size": {"height": 1e999, "width": 768}}, "expected height and width"),
     ],
 )
 def test_another_preparation_is_refused(change: dict[str, Any], message: str) -> None:

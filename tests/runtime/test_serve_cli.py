@@ -47,13 +47,17 @@ def served(artifact: Path, *options: str, **environment: str) -> Iterator[tuple[
 
 @pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGINT])
 def test_it_serves_until_it_is_told_to_end(tiny_artifact: Path, end: signal.Signals) -> None:
-    with served(tiny_artifact, "--model-name", "tiny") as (url, process):
-        answer = http.post(f"{url}/v1/chat/completions", json=BODY | {"model": "tiny"}, timeout=60)
+    with served(tiny_artifact, "--model-name", "org/tiny") as (url, process):
+        for name in ("org/tiny", "org%2Ftiny"):
+            assert http.get(f"{url}/v1/models/{name}").json()["id"] == "org/tiny"
+        answer = http.post(f"{url}/v1/chat/completions", json=BODY | {"model": "org/tiny"}, timeout=60)
         assert answer.json()["usage"]["completion_tokens"] == 3
         process.send_signal(end)
         assert process.wait(30) == 0
         log = process.stderr.read()
-    assert re.fullmatch(r"\S+Z req_\w+ client=\w{6} POST /v1/chat/completions 200 length .*\n", log), log
+    assert re.fullmatch(
+        r"(\S+Z .* 200 .*\n){2}\S+Z req_\w+ client=\w{6} POST /v1/chat/completions 200 length .*\n", log
+    ), log
 
 
 def test_keys_come_from_a_file_or_the_environment(tiny_artifact: Path, tmp_path: Path) -> None:
@@ -89,6 +93,15 @@ def test_what_it_refuses(
     assert run(["serve", str(tiny_artifact), "--port", "0", *options]) == status
     error = capsys.readouterr().err
     assert error.startswith("error: ") and message in error and error.count("\n") == 1
+
+
+def test_a_file_of_blank_lines_holds_no_key(
+    tiny_artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As `echo "$KEY" > keys` writes it where KEY is not set."""
+    (tmp_path / "keys").write_text("\n \n")
+    assert run(["serve", str(tiny_artifact), "--port", "0", "--api-key-file", str(tmp_path / "keys")]) == 2
+    assert "is empty: expected a key on each line" in capsys.readouterr().err
 
 
 def test_a_port_that_is_taken(tiny_artifact: Path, capsys: pytest.CaptureFixture[str]) -> None:

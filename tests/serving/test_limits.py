@@ -133,7 +133,7 @@ def test_with_keys_any_name_will_do(guarded: Any) -> None:
 
 
 def test_pages_of_other_sites_get_nothing(server: Any) -> None:
-    for origin in ("https://evil.example", "null", f"http://127.0.0.1:{server.port + 1}"):
+    for origin in ("https://evil.example", "null", "http://[x", f"http://127.0.0.1:{server.port + 1}"):
         response = http.post(server.url + CHAT, json=BODY, headers={"origin": origin})
         assert error(response, 403)["code"] == "foreign_origin", origin
     own = http.post(server.url + CHAT, json=BODY, headers={"origin": server.url})

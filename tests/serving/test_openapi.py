@@ -66,6 +66,6 @@ def test_nothing_that_is_sent_breaks_it(described: Any, path: str, method: str, 
 
 def test_it_describes_every_route(server: Any) -> None:
     found = http.get(f"{server.url}/openapi.json").json()
-    routes = {route.path for route in server.app.routes} - {"/", "/openapi.json"}
+    routes = {route.path_format for route in server.app.routes} - {"/", "/openapi.json"}
     assert set(found["paths"]) == routes
     assert set(found["components"]["schemas"]["Chat"]["properties"]) == set(FIELDS)
