@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +80,7 @@ def _facts(asked: Asked, command: str) -> dict[str, Any]:
         "language": asked.language,
         "free_memory_bytes": asked.memory,
         "command": command,
-        "written": datetime.now(timezone.utc).isoformat(timespec="minutes"),
+        "written": datetime.now(UTC).isoformat(timespec="minutes"),
         "environment": environment("torch", "transformers", "onnx", "tokenizers"),
     }
 

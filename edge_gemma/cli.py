@@ -110,6 +110,11 @@ def run(arguments: list[str] | None = None) -> int:
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted", err=True)
         return INTERRUPTED
+    except ImportError as error:  # which a package that is being imported makes of Ctrl-C
+        if not _interrupted(error):
+            raise
+        click.echo("interrupted", err=True)
+        return INTERRUPTED
     except EdgeGemmaError as error:
         click.echo(f"error: {error}", err=True)
         return error.exit_code
@@ -117,6 +122,13 @@ def run(arguments: list[str] | None = None) -> int:
         place = f" ({error.filename})" if error.filename else ""
         click.echo(f"error: {error.strerror or error}{place}", err=True)
         return 1
+
+
+def _interrupted(error: BaseException | None) -> bool:
+    """Whether Ctrl-C is at the root of an error."""
+    while error and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 if __name__ == "__main__":

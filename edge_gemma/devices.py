@@ -17,6 +17,7 @@ from edge_gemma.yaml_file import read_entries
 
 BUILT_IN = Path(__file__).with_name("devices.yaml")
 UNLIMITED = 1 << 60
+AUTO = "auto"  # stands for the device that this is
 SUFFIXES = (".yaml", ".yml")
 # A generic machine with a smaller share of its profile's budget than this gets the smallest model.
 ENOUGH = 0.75

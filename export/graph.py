@@ -16,7 +16,7 @@ from onnx import TensorProto, helper
 from edge_gemma.artifact import GraphSpec, TensorSpec
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing import Self
 
 OPSET = 21
 IR_VERSION = 10

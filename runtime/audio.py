@@ -133,7 +133,7 @@ class AudioStream:
             given += len(mono)
             if len(mono):
                 yield mono.clip(-PEAK, PEAK)
-        if source.frames is not None and taken < source.frames - source.rate and not source.damage:
+        if source.frames is not None and taken < source.frames - source.slack and not source.damage:
             source.damage = f"its header promises {self.duration:.2f} s"
         reason = f" ({source.damage})" if source.damage else ""
         if taken == 0:

@@ -58,6 +58,8 @@ def run_command(
         if prompt is None and sys.stdin.isatty():
             raise PromptError("no prompt was given: pass one, or pipe it to standard input")
         prompt = _read_stdin()
+    if not prompt.strip() and not (images or sounds):
+        raise PromptError("the prompt is empty: expected some text")
     parts = [*media_parts(images, sounds), {"type": "text", "text": prompt}]
     messages = _with_system(system, [{"role": "user", "content": parts}])
     with load(artifact, **model, session_memory=0) as loaded:
@@ -257,7 +259,7 @@ def _senses(m: artifacts.Manifest) -> tuple[str, str]:
 
 def _submodels(m: artifacts.Manifest) -> list[tuple[str, str]]:
     """What an artifact is a part of, and what parts it has."""
-    levels = [f"{level.name} ({level.effective_parameters / 1e9:.2f} B effective)" for level in m.levels]
+    levels = [f"{level.name} ({level.effective_parameters:,} effective)" for level in m.levels]
     return [("sub-model", m.submodel or "none"), ("levels", ", ".join(levels) or "none")]
 
 

@@ -11,7 +11,7 @@ import click
 from edge_gemma import artifact as artifacts
 from edge_gemma.candidates import advise, of_artifact, of_model, rank
 from edge_gemma.console import print_table
-from edge_gemma.devices import UNLIMITED, Device, detect_device, find_device, load_devices
+from edge_gemma.devices import AUTO, UNLIMITED, Device, detect_device, find_device, load_devices
 from edge_gemma.errors import BudgetError, PromptError
 from edge_gemma.memory import format_bytes, parse_bytes
 from edge_gemma.models import MODELS, TEXT
@@ -70,7 +70,8 @@ def plan_command(
         raise PromptError("--source ranks sub-models of one model: leave ARTIFACT and --model out")
     if propose and not source:
         raise PromptError(f"--propose is about sub-models: give --source {SOURCE}, too")
-    device = find_device(name) if name else None if memory else detect_device()
+    here = name == AUTO or not (name or memory)
+    device = detect_device() if here else find_device(name) if name else None
     budget = parse_bytes(memory) if memory else device.budget if device else 0
     if budget < 1:
         raise PromptError(f"the budget is {memory}: expected more than 0")

@@ -40,6 +40,7 @@ from edge_gemma.runtime.tokenizer import Tokenizer
 
 AUTO = "auto"
 SAMPLING = tuple(field.name for field in fields(SamplingOptions))
+OPTIONS = ("max_new_tokens", "stop", "cancel", "level", "response_format", *SAMPLING)
 
 
 class Model:
@@ -195,6 +196,8 @@ class Model:
 
         Takes the options of `stream` but `speculate`, and raises as it does, before anything is computed.
         """
+        if isinstance(prompts, str):
+            raise PromptError("the prompts are a str; expected a list of prompts")
         check_count("size", size)
         requests = [
             self._request(prompt, max_new_tokens, stop, response_format, sampling) for prompt in prompts
@@ -361,7 +364,7 @@ class Model:
     ) -> Request:
         """What is asked, checked and ready to be computed."""
         if unknown := sorted(sampling.keys() - SAMPLING):
-            raise PromptError(f"{unknown[0]!r} is not an option: expected one of {', '.join(SAMPLING)}")
+            raise PromptError(f"{unknown[0]!r} is not an option: expected one of {', '.join(OPTIONS)}")
         if max_new_tokens is not None:
             check_count("max_new_tokens", max_new_tokens)
         options = SamplingOptions(**sampling)

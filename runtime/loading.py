@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from edge_gemma.runtime.assembly import Language
     from edge_gemma.runtime.engine import Model
 
-AUTO = "auto"
 logger = logging.getLogger(__name__)
 
 
@@ -143,7 +142,7 @@ def profile_of(device: str | Device | None) -> Device | None:
     """
     if device is None:
         return None
-    from edge_gemma.devices import Device, detect_device, find_device  # most loads do without them
+    from edge_gemma.devices import AUTO, Device, detect_device, find_device  # most loads do without them
 
     if isinstance(device, Device):
         return device

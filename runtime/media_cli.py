@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -54,6 +55,7 @@ FORMATS: dict[str, Callable[[Iterable[SpeechSegment], str], Iterator[str]]] = {
     "srt": lambda segments, name: subtitles.to_srt(segments),
     "vtt": lambda segments, name: subtitles.to_vtt(segments),
 }
+SOUNDS = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".m4a", ".aif", ".aiff")
 SUFFIXES = {"text": ".txt", "json": ".json", "srt": ".srt", "vtt": ".vtt"}
 
 format_option = click.option(
@@ -62,8 +64,9 @@ format_option = click.option(
 output_option = click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path),
-    help="File to write to, or a folder with one file for each recording. [standard output]",
+    metavar="PATH",
+    help="File to write to; or a folder, one that exists or NAME/, with a file for each recording. "
+    "[standard output]",
 )
 
 
@@ -80,7 +83,7 @@ def transcribe_command(
     files: tuple[str, ...],
     language: str | None,
     layout: str,
-    output: Path | None,
+    output: str | None,
     model: dict[str, Any],
     **generation: Any,
 ) -> int:
@@ -109,7 +112,7 @@ def translate_command(
     target: str,
     source: str | None,
     layout: str,
-    output: Path | None,
+    output: str | None,
     model: dict[str, Any],
     **generation: Any,
 ) -> int:
@@ -178,16 +181,21 @@ def _one_of(paths: list[Path]) -> Iterator[_Outcome]:
         outcome.status = error.exit_code
 
 
-def _write_all(files: tuple[str, ...], listen: Listen, layout: str, output: Path | None) -> int:
+def _write_all(files: tuple[str, ...], listen: Listen, layout: str, output: str | None) -> int:
     """Listen to each file and write what is heard as it is heard; the exit status."""
     paths = expand(files)
-    folder = output if output and output.is_dir() else None
+    folder = _folder(output)
     if len(paths) > 1 and layout in ("srt", "vtt") and folder is None:
-        raise PromptError(f"{len(paths)} recordings cannot share one {layout} file: give --output a folder")
-    targets = [folder / (path.stem + SUFFIXES[layout]) if folder else output for path in paths]
+        raise PromptError(
+            f"{len(paths)} recordings cannot share one {layout} file: give --output a folder, NAME/"
+        )
+    whole = Path(output) if output and not folder else None
+    targets = [folder / (path.stem + SUFFIXES[layout]) if folder else whole for path in paths]
     _refuse_overwriting(paths, targets, shared=folder is None)
+    if folder:
+        folder.mkdir(parents=True, exist_ok=True)
     status = 0
-    with show_progress() as progress, _Output(None if folder else output) as shared:
+    with show_progress() as progress, _Output(whole) as shared:
         for path, target in zip(paths, targets, strict=True):
             name = "standard input" if str(path) == "-" else str(path)
             source = sys.stdin.buffer if str(path) == "-" else path
@@ -201,6 +209,12 @@ def _write_all(files: tuple[str, ...], listen: Listen, layout: str, output: Path
     return status
 
 
+def _folder(output: str | None) -> Path | None:
+    """The folder that --output names; None where it is a file, or not given."""
+    is_folder = output and (output.endswith(("/", os.sep)) or Path(output).is_dir())
+    return Path(output) if output and is_folder else None
+
+
 def _refuse_overwriting(paths: list[Path], targets: list[Path | None], *, shared: bool) -> None:
     """PromptError where what is written would replace a recording, or what was heard in another one."""
     recordings = {path.resolve() for path in paths}
@@ -208,8 +222,10 @@ def _refuse_overwriting(paths: list[Path], targets: list[Path | None], *, shared
     for path, target in zip(paths, targets, strict=True):
         if target is None:
             continue
-        if target.resolve() in recordings:
-            raise PromptError(f"{target} is a recording that is to be read: name another file to write to")
+        if target.resolve() in recordings or target.suffix.lower() in SOUNDS and target.exists():
+            raise PromptError(f"{target} is a recording: name another file to write to, such as talk.txt")
+        if shared and not target.parent.is_dir():
+            raise PromptError(f"{target} cannot be written: there is no folder {target.parent}")
         if not shared and (other := heard.setdefault(target, path)) is not path:
             raise PromptError(
                 f"{other} and {path} would both be written to {target}: give each its own folder"

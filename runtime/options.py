@@ -96,7 +96,9 @@ def _read_schema(written: str) -> Any:
     place = "--json-schema" if written.lstrip().startswith("{") else written
     try:
         return json.loads(written if place != written else Path(written).read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise PromptError(f"the JSON Schema {place} cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
         raise PromptError(
             f"{place} holds no JSON Schema ({error}): expected a file, or JSON that begins with {{"
         ) from None

@@ -25,6 +25,7 @@ from edge_gemma.runtime.tokenizer import Tokenizer
 
 Messages = str | Sequence[Mapping[str, Any]]
 KINDS = ("image", "audio")
+WHAT = {"image": "an image", "audio": "a clip"}
 NAMES = {"image": ("boi", "image", "eoi"), "audio": ("boa", "audio", "eoa")}  # of the ids: begin, soft, end
 
 
@@ -173,7 +174,8 @@ class PromptBuilder:
         spec = self._specs[kind]
         if spec is None:
             raise PromptError(
-                f"{where} is {kind} and this artifact has no encoder for it: export a checkpoint that has one"
+                f"{where} is {WHAT[kind]} and this artifact has no {kind} encoder: export a checkpoint that "
+                "has one"
             )
         source = part.get(kind, part.get("path"))
         if source is None:

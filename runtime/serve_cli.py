@@ -112,6 +112,8 @@ def serve_command(
 def _read_keys(keys: tuple[str, ...], file: Path | None) -> tuple[str, ...]:
     try:
         lines = file.read_text("utf-8").splitlines() if file else []
+    except OSError as error:
+        raise PromptError(f"{file} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
         raise PromptError(f"{file} is no text: expected a key on each line") from None
     found = tuple(key.strip() for key in (*keys, *lines) if key.strip())

@@ -27,6 +27,7 @@ LOWEST_RATE, HIGHEST_RATE = 1_000, 768_000  # Hz, of a source
 BLOCK_VALUES = 1 << 20  # most values in a block, all channels
 FORMATS = ("WAV", "FLAC", "OGG", "MP3", "AIFF", "AU", "CAF", "W64")  # those of libsndfile worth naming
 UNKNOWN = 0x7FFF_0000  # bytes; from here on headers of WAV mean that their writer could not go back to them
+EXACT, ESTIMATED = 0.05, 1.0  # seconds: by how much the length in a header may be wrong
 UNTOLD = 1 << 62  # frames; of a FLAC file whose writer could not go back to its header
 NO_PIPE = ("MP3", "CAF")  # libsndfile opens them on a pipe, and loses samples
 FULL_SCALE = {"i1": 1 << 7, "u1": 1 << 7, "i2": 1 << 15, "i4": 1 << 31}
@@ -43,6 +44,7 @@ class Source:
     is_float: bool  # stored as floats, so that they may have any scale
     blocks: Iterator[Samples] = iter(())
     damage: str | None = None
+    slack: float = 0.0  # frames that may be missing at the end, where `frames` is an estimate
 
     def __post_init__(self) -> None:
         if not LOWEST_RATE <= self.rate <= HIGHEST_RATE:  # so for NaN, too
@@ -137,6 +139,7 @@ def _open_stream(file: Any, name: str, resources: ExitStack) -> Source:
         frames, sound.seekable = None, lambda: False
     is_float = sound.subtype in ("FLOAT", "DOUBLE")
     source = Source(name, sound.samplerate, sound.channels, frames, is_float)
+    source.slack = source.rate * (EXACT if sound.format in ("WAV", "WAVEX", "RF64", "W64") else ESTIMATED)
     source.blocks = _file_blocks(sound, source)
     return source
 

@@ -11,6 +11,7 @@ from edge_gemma.errors import PromptError
 from edge_gemma.progress import Progress, Silent
 from edge_gemma.runtime import audio, segments, tasks
 from edge_gemma.runtime.answer import CANCELLED
+from edge_gemma.runtime.statistics import Statistics
 
 if TYPE_CHECKING:
     from edge_gemma.runtime.engine import Model
@@ -48,18 +49,20 @@ def transcribe(
     *,
     hint: str | None = None,
     progress: Progress | None = None,
+    statistics: Statistics | None = None,
     **options: Any,
 ) -> Iterator[SpeechSegment]:
     """Segments in order, each as soon as it is written down.
 
-    `hint` are words that help to understand it; `options` are those of `Model.stream`.
+    `hint` are words that help to understand it, in `statistics` is counted what all answers cost, `options`
+    are those of `Model.stream`.
     """
     prompt = tasks.with_hint(tasks.transcription_prompt(language), hint)
 
     def read(answer: str, start: float, end: float) -> SpeechSegment:
         return SpeechSegment(start, end, answer.strip())
 
-    return _ask(model, source, prompt, read, progress or Silent(), options)
+    return _ask(model, source, prompt, read, progress or Silent(), statistics or Statistics(), options)
 
 
 def translate(
@@ -70,6 +73,7 @@ def translate(
     *,
     hint: str | None = None,
     progress: Progress | None = None,
+    statistics: Statistics | None = None,
     **options: Any,
 ) -> Iterator[SpeechSegment]:
     """As `transcribe`, in the language `target`; `language` is the one spoken, where it is known."""
@@ -79,7 +83,7 @@ def translate(
         transcription, translation = tasks.read_translation(answer, target)
         return SpeechSegment(start, end, translation, transcription or None)
 
-    return _ask(model, source, prompt, read, progress or Silent(), options)
+    return _ask(model, source, prompt, read, progress or Silent(), statistics or Statistics(), options)
 
 
 def _ask(
@@ -88,6 +92,7 @@ def _ask(
     prompt: str,
     read: Callable[[str, float, float], SpeechSegment],
     progress: Progress,
+    statistics: Statistics,
     options: dict[str, Any],
 ) -> Iterator[SpeechSegment]:
     spec = model.manifest.audio
@@ -102,7 +107,7 @@ def _ask(
         more = True
         while more:
             more = False
-            for segment in _answers(model, cut, prompt, read, options):
+            for segment in _answers(model, cut, prompt, read, statistics, options):
                 progress.advance(round(segment.end) - done)
                 done = round(segment.end)
                 more = True
@@ -115,6 +120,7 @@ def _answers(
     cut: Iterator[segments.Segment],
     prompt: str,
     read: Callable[[str, float, float], SpeechSegment],
+    statistics: Statistics,
     options: dict[str, Any],
 ) -> Iterator[SpeechSegment]:
     """Encode the next AHEAD segments, then ask about each; they are gone before more are cut."""
@@ -125,6 +131,7 @@ def _answers(
     model.encode_ahead(asked)
     for one, segment in zip(asked, batch, strict=True):
         answer = model.generate(one, **{**GREEDY, **options})
+        statistics.add(answer.statistics)
         if answer.finish_reason == CANCELLED:  # in the middle of what was said
             return
         yield read(answer.text, segment.start, segment.end)

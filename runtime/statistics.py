@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 
 
 @dataclass(kw_only=True)
@@ -37,6 +37,14 @@ class Statistics:
     def acceptance_rate(self) -> float:
         """Share of the drafted tokens; 0 without any."""
         return self.accepted_tokens / self.drafted_tokens if self.drafted_tokens else 0.0
+
+    def add(self, answer: Statistics) -> None:
+        """Count another answer in: one of several that a request takes."""
+        first = self.time_to_first_token or answer.time_to_first_token
+        peak = max(self.peak_memory_bytes, answer.peak_memory_bytes)
+        for field in fields(self):
+            setattr(self, field.name, getattr(self, field.name) + getattr(answer, field.name))
+        self.time_to_first_token, self.peak_memory_bytes = first, peak
 
     def to_dict(self) -> dict[str, float]:
         """All figures, the three rates included."""

@@ -119,7 +119,8 @@ class Tokenizer:
             yield
         except UnicodeEncodeError as error:
             raise PromptError(
-                f"the text cannot be encoded ({error}); expected a str of valid Unicode, no lone surrogate"
+                f"the text is no valid Unicode at character {error.start} (half of a pair, or a byte "
+                "that is no UTF-8): expected text in UTF-8"
             ) from error
         except IndexError:
             raise self._pairs.damaged() from None

@@ -107,6 +107,14 @@ def test_this_machine_is_the_default(monkeypatch: pytest.MonkeyPatch, capsys: Ca
     assert (found["device"], found["budget_bytes"]) == ("pixel-8", find_device("pixel-8").budget)
 
 
+def test_auto_is_this_machine(capsys: Capture) -> None:
+    found = []
+    for arguments in ([], ["--device", "auto"]):
+        assert run(["plan", "--json", *arguments]) in (0, 8)
+        found.append(capsys.readouterr().out)
+    assert found[0] == found[1]
+
+
 def test_model_and_recipe_narrow_it_down(capsys: Capture, tmp_path: Path) -> None:
     found = ask(capsys, "--memory", "8GiB", "--model", "E4B", "--recipe", "int8")
     assert [(c["model"], c["recipe"]) for c in found["candidates"]] == [("E4B", "int8")]

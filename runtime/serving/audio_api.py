@@ -55,8 +55,8 @@ async def _answer(request: Request, *, translation: bool) -> Response:
         finally:
             await form.close()
         seconds = await to_thread.run_sync(check_sound, sound, settings.max_clip_seconds, limiter=CHECKS)
-        request.state.entry.statistics = Statistics(audio_seconds=seconds)
-        job = service.submit(request, partial(asked.work, sound, settings.filters))
+        request.state.entry.statistics = statistics = Statistics(audio_seconds=seconds)
+        job = service.submit(request, partial(asked.work, sound, settings.filters, statistics))
         rest = aiter(job)
         async with watching(request, job):
             first = await anext(rest, None)  # what is wrong until here has a status, in a stream, too

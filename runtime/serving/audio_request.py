@@ -18,6 +18,7 @@ from edge_gemma.runtime.serving.models import find_level
 from edge_gemma.runtime.serving.problems import Problem
 from edge_gemma.runtime.serving.service import Service
 from edge_gemma.runtime.speech import SpeechSegment
+from edge_gemma.runtime.statistics import Statistics
 
 if TYPE_CHECKING:
     from edge_gemma.runtime.engine import Model
@@ -79,9 +80,14 @@ class AudioRequest:
         return tasks.with_hint(tasks.translation_prompt(self.target, self.language), self.hint)
 
     def work(
-        self, sound: IO[bytes], filters: Sequence[Filter], model: Model, cancel: Event
+        self,
+        sound: IO[bytes],
+        filters: Sequence[Filter],
+        statistics: Statistics,
+        model: Model,
+        cancel: Event,
     ) -> Iterator[SpeechSegment]:
-        """For the scheduler: the segments of a sound.
+        """For the scheduler: the segments of a sound; `statistics` get what they cost.
 
         Raises:
             RefusedError: a filter refuses the instruction, or what was said.
@@ -89,10 +95,11 @@ class AudioRequest:
         asked = [{"role": "user", "content": self.instruction}]
         check_prompt(asked, filters)
         options: dict[str, Any] = {"temperature": self.temperature, "level": self.level, "cancel": cancel}
+        options |= {"hint": self.hint, "statistics": statistics}
         if self.target is None:
-            segments = model.transcribe_stream(sound, self.language, hint=self.hint, **options)
+            segments = model.transcribe_stream(sound, self.language, **options)
         else:
-            segments = model.translate_stream(sound, self.target, self.language, hint=self.hint, **options)
+            segments = model.translate_stream(sound, self.target, self.language, **options)
         for segment in segments:
             if cancel.is_set():  # it may lack the end of what was said
                 return

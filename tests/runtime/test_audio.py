@@ -413,6 +413,16 @@ def test_a_truncated_file_gives_what_is_there(kind: str, caplog: pytest.LogCaptu
         assert stream.damage is None and not caplog.text
 
 
+def test_a_tenth_of_a_second_that_is_missing_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    """Of a WAV file, whose header says exactly how long it is."""
+    data = encoded(sound(1.5, RATE, 1), RATE)
+    for missing, told in ((RATE // 10, True), (RATE // 100, False)):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            assert len(read_clip(data[: len(data) - 2 * missing])) == len(sound(1.5, RATE, 1)) - missing
+        assert ("its header promises 1.50 s" in caplog.text) == told
+
+
 @pytest.mark.parametrize("size", [0x7FFF_FFFF, 0xFFFF_FFFF])
 def test_a_wav_file_whose_writer_could_not_say_its_length_is_whole(size: int) -> None:
     data = bytearray(encoded(sound(3, RATE, 1), RATE))

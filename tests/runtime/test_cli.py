@@ -137,6 +137,19 @@ def test_an_empty_prompt_beside_an_image_from_a_pipe(
     assert "standard input can be one thing only" not in only_line(capsys.readouterr().err)
 
 
+@pytest.mark.parametrize("module", ["onnxruntime", "numpy"])
+def test_ctrl_c_while_a_package_is_imported(module: str, tiny_artifact: Path, tmp_path: Path) -> None:
+    """Packages of C make an ImportError of it."""
+    (tmp_path / f"{module}.py").write_text(
+        "try:\n    raise KeyboardInterrupt\n"
+        "except KeyboardInterrupt as error:\n    raise ImportError('initialization failed') from error\n"
+    )
+    command = [sys.executable, "-m", "edge_gemma.cli", "run", str(tiny_artifact), "hello"]
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
+
+
 @pytest.mark.parametrize("command", [["run"], ["run", "PROMPT"], ["chat"], ["transcribe", "-"]])
 def test_standard_input_may_be_closed(command: list[str], tiny_artifact: Path) -> None:
     line = [sys.executable, "-m", "edge_gemma.cli", command[0], str(tiny_artifact), *command[1:], *GREEDY]

@@ -220,7 +220,10 @@ def test_control_tokens_in_a_text_are_text(model: Model) -> None:
     assert controls(attack) == controls("hello") != []
 
 
-OPTION = r"expected one of temperature, top_k, top_p, min_p, repetition_penalty, seed"
+OPTION = (
+    "expected one of max_new_tokens, stop, cancel, level, response_format, temperature, top_k, top_p, min_p, "
+    "repetition_penalty, seed"
+)
 
 
 @pytest.mark.parametrize(
@@ -275,6 +278,11 @@ def test_a_closed_model_says_so(artifact: Path) -> None:
     with pytest.raises(EdgeGemmaError, match="this model is closed: load the artifact again"):
         model.generate("hello")
     model.close()
+
+
+def test_a_text_is_no_list_of_prompts(model: Model) -> None:
+    with pytest.raises(PromptError, match="the prompts are a str; expected a list"):
+        model.generate_batch(PROMPT)
 
 
 def test_closing_releases_the_decoder(artifact: Path) -> None:

@@ -194,7 +194,10 @@ def test_the_command_line(elastic: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert cli.run(["run", str(elastic), PROMPT, *options, "--level", "huge"]) == 2
     assert "no level 'huge'" in capsys.readouterr().err
     assert cli.run(["inspect", str(elastic)]) == 0
-    assert "small (0.00 B effective), large (0.00 B" in " ".join(capsys.readouterr().out.split())
+    small, large = (f"{level.effective_parameters:,}" for level in artifacts.read(elastic).manifest.levels)
+    assert f"small ({small} effective), large ({large} effective)" in " ".join(
+        capsys.readouterr().out.split()
+    )
 
 
 def test_plan_shows_each_level(elastic: Path, capsys: pytest.CaptureFixture[str]) -> None:

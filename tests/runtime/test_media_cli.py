@@ -142,8 +142,7 @@ def test_a_folder_of_subtitles(
     pattern = str(tmp_path / "*.wav")  # as a quoted glob comes
     assert run(["transcribe", str(media_artifact), pattern, "--format", "srt", *FAST]) == 2
     assert "give --output a folder" in capsys.readouterr().err
-    (tmp_path / "out").mkdir()
-    output = ["--output", str(tmp_path / "out")]
+    output = ["--output", f"{tmp_path / 'out'}/"]
     assert run(["transcribe", str(media_artifact), pattern, "--format", "srt", *output, *FAST]) == 0
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["other.srt", "three.srt"]
 
@@ -153,9 +152,14 @@ def test_nothing_is_overwritten_that_was_not_meant(
 ) -> None:
     command = ["transcribe", str(media_artifact), *FAST, "--output"]
     sound = recording.read_bytes()
-    assert run([*command, str(recording), str(recording)]) == 2
-    assert "is a recording that is to be read: name another file" in capsys.readouterr().err
-    assert recording.read_bytes() == sound
+    (tmp_path / "first.wav").write_bytes(sound)
+    # the second as the shell expands `-o *.wav`, a forgotten name behind -o
+    for files in ([recording, recording], [recording, tmp_path / "first.wav"]):
+        assert run([*command, *map(str, files)]) == 2
+        assert "is a recording: name another file to write to" in capsys.readouterr().err
+        assert recording.read_bytes() == sound
+    assert run([*command, str(tmp_path / "none" / "said.txt"), str(recording)]) == 2
+    assert f"there is no folder {tmp_path / 'none'}" in capsys.readouterr().err
 
     out = tmp_path / "out"
     out.mkdir()

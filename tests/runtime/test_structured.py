@@ -299,7 +299,7 @@ def test_the_command_line(
     assert json.loads(said("--json-schema", ' {"const": [1]}')) == [1]
     for options, message in (
         (["--choice", "a", "--regex", "b"], "one form: give one of --json-schema, --regex and --choice"),
-        (["--json-schema", str(tmp_path / "none")], "none holds no JSON Schema"),
+        (["--json-schema", str(tmp_path / "none")], "the JSON Schema .*none cannot be read: No such file"),
         (["--json-schema", "{"], "--json-schema holds no JSON Schema"),
     ):
         assert run(["run", str(artifact), PROMPT, *options]) == 2

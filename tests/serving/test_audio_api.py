@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -74,6 +75,19 @@ def test_transcription(client: Any, name: str) -> None:
         found = client.audio.transcriptions.create(file=file, model="demo")
     assert found.text == SAID[name][SAID[name]["language"]]
     assert found.usage.seconds == pytest.approx(len(recording(name)) / RATE)
+
+
+def test_tokens_are_counted(server: Any, conversation: bytes) -> None:
+    """Of all segments together."""
+
+    def total(name: str) -> float:
+        found = httpx.get(f"{server.url}/metrics").text
+        return float(re.search(rf"^edge_gemma_{name}_tokens_total(?:{{.*}})? (\S+)", found, re.M)[1])  # type: ignore[index]
+
+    before = [total("prompt"), total("generated")]
+    assert post(server, conversation).status_code == 200
+    prompt, generated = total("prompt") - before[0], total("generated") - before[1]
+    assert prompt > 2 * 50 and len((FIRST + SECOND).split()) < generated < len(FIRST + SECOND)
 
 
 @pytest.mark.parametrize("kind", ["FLAC", "OGG", "MP3"])
