@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,6 +13,7 @@ from edge_gemma.errors import DeviceError
 from edge_gemma.machine import CPU, Machine, this_machine
 from edge_gemma.memory import parse_bytes
 from edge_gemma.models import MODELS
+from edge_gemma.recipes import load_recipes
 from edge_gemma.schema import SchemaError, from_dict
 from edge_gemma.yaml_file import read_entries
 
@@ -172,6 +174,11 @@ def _adapt(device: Device, machine: Machine) -> Device:
     return own
 
 
+@functools.cache
+def _recipes() -> tuple[str, ...]:
+    return tuple(load_recipes())
+
+
 def _check(device: Device) -> None:
     if not device.name or set(device.name) & set(":/\\") or device.name.endswith(SUFFIXES):
         raise ValueError("its name cannot be used: expected one without : and / that is not a .yaml file")
@@ -184,6 +191,8 @@ def _check(device: Device) -> None:
     for name in ("title", "recipe"):
         if not getattr(device, name):
             raise ValueError(f"{name} is empty, expected text")
+    if not device.recipe.endswith(SUFFIXES) and device.recipe not in _recipes():
+        raise ValueError(f"recipe is {device.recipe!r}, expected {', '.join(_recipes())} or a .yaml file")
     figures = {
         name: getattr(device, name) for name in ("memory", "budget", "cores", "memory_bandwidth", "context")
     }

@@ -164,6 +164,11 @@ def test_schema_and_dataclasses_refuse_the_same(
     assert found.endswith("; see docs/devices.md")
 
 
+def test_a_recipe_that_is_none(tmp_path: Path) -> None:
+    file = str(write(tmp_path / "mine.yaml", {"mine": MINE | {"recipe": "int5"}}))
+    assert "recipe is 'int5', expected fp32, int8, int4, int4-hq or a .yaml file" in refusal(file)
+
+
 @pytest.mark.parametrize("name", ["a:b", "a/b", "a\\b", "mine.yaml"])
 def test_names_that_could_not_be_given(name: str, tmp_path: Path) -> None:
     assert not VALIDATOR.is_valid({name: MINE})
