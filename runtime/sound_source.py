@@ -29,6 +29,8 @@ FORMATS = ("WAV", "FLAC", "OGG", "MP3", "AIFF", "AU", "CAF", "W64")  # those of 
 UNKNOWN = 0x7FFF_0000  # bytes; from here on headers of WAV mean that their writer could not go back to them
 EXACT, ESTIMATED = 0.05, 1.0  # seconds: by how much the length in a header may be wrong
 UNTOLD = 1 << 62  # frames; of a FLAC file whose writer could not go back to its header
+TELLING = ("WAV", "WAVEX", "RF64", "W64", "AIFF", "AU")  # exactly how long they are
+CUT_OFF = r"^ *(?:data|SSND|Data Size) *: (\d+) \(should be (\d+)\)"
 NO_PIPE = ("MP3", "CAF")  # libsndfile opens them on a pipe, and loses samples
 FULL_SCALE = {"i1": 1 << 7, "u1": 1 << 7, "i2": 1 << 15, "i4": 1 << 31}
 
@@ -139,7 +141,7 @@ def _open_stream(file: Any, name: str, resources: ExitStack) -> Source:
         frames, sound.seekable = None, lambda: False
     is_float = sound.subtype in ("FLOAT", "DOUBLE")
     source = Source(name, sound.samplerate, sound.channels, frames, is_float)
-    source.slack = source.rate * (EXACT if sound.format in ("WAV", "WAVEX", "RF64", "W64") else ESTIMATED)
+    source.slack = source.rate * (EXACT if sound.format in TELLING else ESTIMATED)
     source.blocks = _file_blocks(sound, source)
     return source
 
@@ -170,8 +172,8 @@ def _is_pipe(file: Any) -> bool:
 
 
 def _promised(sound: Any) -> int:
-    """Frames of a WAV file that was cut off, by its header; 0 of others. libsndfile only logs it."""
-    found = re.search(r"^data : (\d+) \(should be (\d+)\)", sound.extra_info, re.MULTILINE)
+    """Frames of a cut-off file, by its header where that tells; otherwise 0. libsndfile only logs it."""
+    found = re.search(CUT_OFF, sound.extra_info, re.MULTILINE)
     promised, there = map(int, found.groups()) if found else (0, 0)
     if there < 1 or promised >= UNKNOWN:
         return 0
