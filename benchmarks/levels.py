@@ -65,9 +65,11 @@ def in_turns(
 
 def _answer(model: Model, tokens: int) -> tuple[int, float]:
     """Resident bytes after an answer, and tokens a second of the later half of its tokens."""
-    times = [perf_counter() for _ in model.stream(PROMPT, temperature=0, max_new_tokens=tokens)]
-    half = len(times) // 2
-    return resident_bytes(), (len(times) - 1 - half) / (times[-1] - times[half])
+    found = []  # a piece may be of several tokens, and the last one is of none
+    for piece in model.stream(PROMPT, temperature=0, max_new_tokens=tokens):
+        found.append((piece.statistics.generated_tokens, perf_counter()))
+    (before, began), (after, ended) = found[(len(found) - 1) // 2], found[-1]
+    return resident_bytes(), (after - before) / (ended - began)
 
 
 @click.command(cls=Benchmark)

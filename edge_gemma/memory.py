@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from edge_gemma.errors import PromptError
+from edge_gemma.machine import usable_memory
 
 if TYPE_CHECKING:
     from edge_gemma.artifact import MemorySpec
@@ -65,10 +66,10 @@ def resident_bytes() -> int:
 
 
 def reachable_bytes() -> int:
-    """What this process takes now and what the system could still give it."""
+    """What this process takes now and what the system, or its control group, could still give it."""
     import psutil
 
-    return resident_bytes() + int(psutil.virtual_memory().available)
+    return min(resident_bytes() + int(psutil.virtual_memory().available), usable_memory())
 
 
 def peak_resident_bytes() -> int:

@@ -73,7 +73,9 @@ def _collect(item: pytest.Item, folder: Path, code: int) -> Reports:
     failure = _epitaph(code)
     for data in _received(folder / "reports"):
         report = item.config.hook.pytest_report_from_serializable(config=item.config, data=data)
-        if isinstance(report, pytest.TestReport):
+        if isinstance(report, pytest.TestReport) and type(report) is not pytest.TestReport:
+            item.ihook.pytest_runtest_logreport(report=report)  # of a subtest: one of many in a phase
+        elif isinstance(report, pytest.TestReport):
             found[report.when or "call"] = report
         else:
             failure = f"the fresh process could not collect the test:\n{report.longreprtext}"

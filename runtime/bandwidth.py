@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import psutil
 
+from edge_gemma.machine import usable_memory
+
 PASSES = 15
 METHOD = f"OR over int64 by numpy, an array for each thread, median of {PASSES} passes"
 SMALLEST, LARGEST = 64 << 20, 2 << 30  # bytes of the arrays together
@@ -37,7 +39,7 @@ def read_bandwidth(threads: int, size: int) -> float:
 def array_bytes() -> int:
     """The size to measure with: well beyond the caches, and at most a quarter of the memory available."""
     wanted = max(SMALLEST, CACHES * (last_level_cache() or UNKNOWN_CACHE))
-    return min(wanted, LARGEST, int(psutil.virtual_memory().available) // 4)
+    return min(wanted, LARGEST, min(int(psutil.virtual_memory().available), usable_memory()) // 4)
 
 
 def last_level_cache() -> int | None:

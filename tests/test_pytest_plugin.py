@@ -27,6 +27,28 @@ def suite(pytester: pytest.Pytester) -> Callable[..., pytest.RunResult]:
     return run
 
 
+def test_subtests_that_fail_are_told(suite: Callable[..., pytest.RunResult]) -> None:
+    code = f"""
+import unittest
+
+class TestOfUnittest(unittest.TestCase):
+    @budget("{ROOMY}")
+    def test_sub(self):
+        for i in range(3):
+            with self.subTest(i=i):
+                self.assertNotEqual(i, 1)
+
+@budget("{ROOMY}")
+def test_fixture(subtests):
+    for i in range(3):
+        with subtests.test(i=i):
+            assert i != 1
+"""
+    result = suite(code)
+    assert result.ret == 1
+    assert len([line for line in result.outlines if line.startswith("SUBFAILED")]) == 2
+
+
 def test_within_the_budget_passes_in_another_process(
     suite: Callable[..., pytest.RunResult], pytester: pytest.Pytester
 ) -> None:

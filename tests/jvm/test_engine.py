@@ -221,7 +221,7 @@ def test_levels(jvm: Jvm, made: Callable[[str], Path]) -> None:
 
 def test_tasks_ask_in_pythons_words(engine: Jvm, reference: Reference) -> None:
     clip = clips()[0]
-    for language in (None, "es", "English", "brazilian Portuguese"):
+    for language in (None, "es", "pt-BR", "zh_Hant", "Lao", "English", "brazilian Portuguese"):
         prompt = tasks.transcription_prompt(language)
         expected = reference.answer([user(clip, prompt)])
         found = engine.ask("transcribe", audio=clip, language=language)

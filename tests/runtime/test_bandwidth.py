@@ -66,4 +66,7 @@ def test_arrays_are_beyond_the_caches(
 
     monkeypatch.setattr(bandwidth, "last_level_cache", lambda: cache)
     monkeypatch.setattr(psutil, "virtual_memory", Memory)
+    monkeypatch.setattr(bandwidth, "usable_memory", lambda: 1 << 60)
     assert array_bytes() == expected * MIB
+    monkeypatch.setattr(bandwidth, "usable_memory", lambda: 100 * MIB)  # of a control group
+    assert array_bytes() == 25 * MIB

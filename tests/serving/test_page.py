@@ -223,6 +223,28 @@ def test_sounds_that_the_browser_alone_reads_are_sent_as_wav(
     assert sent == ["sound.wav"]
 
 
+def test_two_clicks_record_once(page: Any) -> None:
+    """The second one while the microphone is asked for."""
+    page.evaluate(
+        """() => {
+            const ask = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices);
+            window.streams = [];
+            navigator.mediaDevices.getUserMedia = async (wanted) => {
+                const stream = await ask(wanted);
+                window.streams.push(stream);
+                return stream;
+            };
+            const button = document.getElementById("record");
+            button.click();
+            button.click();
+        }"""
+    )
+    page.get_by_role("button", name="Stop recording").click()
+    expect(page.get_by_role("button", name="Record")).to_have_attribute("aria-pressed", "false")
+    states = "streams.map((stream) => stream.getTracks().map((track) => track.readyState).join())"
+    assert page.evaluate(states) == ["ended"]
+
+
 def test_record_speech(page: Any) -> None:
     page.get_by_role("button", name="Record").click()
     recording = page.get_by_role("button", name="Stop recording")

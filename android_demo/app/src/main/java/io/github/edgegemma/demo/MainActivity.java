@@ -54,10 +54,17 @@ public final class MainActivity extends Activity implements Assistant.Screen, Vi
     protected void onStart() {
         super.onStart();
         assistant.setScreen(this);
+        changed();
+    }
+
+    /** Behind the results of a photo's choice and of a permission, which open the model themselves. */
+    @Override
+    protected void onResume() {
+        super.onResume();
         if (assistant.state() == Assistant.State.CLOSED && assistant.transcript().turns().isEmpty()) {
             assistant.open();
+            changed();
         }
-        changed();
     }
 
     @Override
@@ -146,7 +153,7 @@ public final class MainActivity extends Activity implements Assistant.Screen, Vi
         scroll.post(new Runnable() {
             @Override
             public void run() {
-                scroll.fullScroll(View.FOCUS_DOWN);
+                scroll.smoothScrollTo(0, transcript.getBottom()); // fullScroll would take the focus, too
             }
         });
         for (int id : new int[] {R.id.send, R.id.speak, R.id.photo, R.id.forget}) {

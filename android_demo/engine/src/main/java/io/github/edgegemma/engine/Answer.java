@@ -56,6 +56,6 @@ public final class Answer {
 
     /** Tokens a second after the first one; 0 where there is no second. */
     public double tokensPerSecond() {
-        return decodeSeconds > 0 ? (ids.length - 1) / decodeSeconds : 0;
+        return ids.length > 1 && decodeSeconds > 0 ? (ids.length - 1) / decodeSeconds : 0;
     }
 }

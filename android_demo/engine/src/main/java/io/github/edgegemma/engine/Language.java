@@ -25,18 +25,19 @@ public final class Language {
     }
 
     /**
-     * A language by its ISO 639-1 code or its English name.
+     * A language by its ISO 639-1 code, behind which a region may stand, or its English name.
      *
      * @throws PromptException if the code is not known; a name is taken as it is
      */
     public static Language of(String codeOrName) throws PromptException {
         String text = Texts.strip(codeOrName);
-        if (text.length() <= 3) {
-            for (int i = 0; i < CODES.length; i++) {
-                if (CODES[i].equalsIgnoreCase(text)) {
-                    return new Language(NAMES[i]);
-                }
+        String code = text.split("[-_]", 2)[0];
+        for (int i = 0; i < CODES.length; i++) {
+            if (CODES[i].equalsIgnoreCase(code)) {
+                return new Language(NAMES[i]);
             }
+        }
+        if (code.length() <= 3 && !text.matches("\\p{Lu}\\p{Ll}{2}")) { // Lao is a name
             throw new PromptException("'" + codeOrName + "' is not a known language code: give the language's"
                     + " English name, such as Spanish");
         }

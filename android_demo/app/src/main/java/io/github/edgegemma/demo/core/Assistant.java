@@ -242,6 +242,9 @@ public final class Assistant {
     /** The next part of the work: what stopped the one before does not stop it. */
     private Cancel begin(State next) {
         cancel = new Cancel();
+        if (leaving) { // since the part before ended
+            cancel.cancel();
+        }
         show(next);
         return cancel;
     }
