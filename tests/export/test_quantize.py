@@ -172,7 +172,8 @@ def test_no_block_is_worse_than_min_max_rounding(fmt: MatrixFormat, data: st.Dat
     w = blocks_of(weight, fmt.block)
     dequantized = blocks_of(dequantize_matrix(quantize_matrix(weight, fmt), k=k, fmt=fmt), fmt.block)
     error, plain = ((w - dequantized) ** 2).sum(-1), min_max_error(w, fmt.bits, fmt.zero_points)
-    assert (error <= plain * (1 + 1e-4) + 1e-12 * (w**2).sum(-1)).all()
+    rounding = 2**-22 * np.sqrt((w**2).sum(-1))  # of float32, which `plain` is not computed in
+    assert (np.sqrt(error) <= np.sqrt(plain) * (1 + 5e-5) + rounding).all()
 
 
 @formats
