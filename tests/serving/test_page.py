@@ -9,6 +9,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -18,6 +19,8 @@ import pytest
 import soundfile
 
 from edge_gemma import Model, Piece, Statistics
+from edge_gemma.runtime import engine
+from edge_gemma.runtime.sampling import SamplingOptions
 from edge_gemma.runtime.serving import audio_api, audio_request
 from edge_gemma.runtime.tasks import transcription_prompt
 
@@ -67,6 +70,17 @@ def opened(browser: Any, url: str, **options: Any) -> Iterator[Any]:
 def page(browser: Any, server: Any) -> Iterator[Any]:
     with opened(browser, server.url) as page:
         yield page
+
+
+@pytest.fixture(autouse=True)
+def greedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page asks at the usual temperature, at which the demo is wrong now and then."""
+    real = engine.make_sampler
+
+    def make(options: SamplingOptions, constraint: Any) -> Any:
+        return real(replace(options, temperature=0.0), constraint)
+
+    monkeypatch.setattr(engine, "make_sampler", make)
 
 
 @pytest.fixture
