@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import click
@@ -65,6 +65,27 @@ class Nodes:
 
     def rms(self, x: str, weight: str) -> str:
         return self.add("SimplifiedLayerNormalization", x, weight, axis=-1, epsilon=1e-6, stash_type=1)[0]
+
+    def session(
+        self,
+        inputs: Sequence[str],
+        outputs: Sequence[str],
+        constants: Mapping[str, NDArray[Any]],
+        threads: int,
+    ) -> ort.InferenceSession:
+        """The nodes as a graph; inputs and outputs are float32."""
+        graph = helper.make_graph(
+            self.nodes,
+            "forms",
+            [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in inputs],
+            [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs],
+            [numpy_helper.from_array(array, name) for name, array in constants.items()],
+        )
+        opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)]
+        options = ort.SessionOptions()
+        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+        model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION)
+        return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
 def _fused(n: Nodes, x: str) -> str:
@@ -131,18 +152,8 @@ def microseconds(name: str, tokens: int, threads: int, runs: int) -> float:
         for key, shape in SHAPES.items()
         if key in read
     }
-    graph = helper.make_graph(
-        nodes.nodes,
-        "forms",
-        [helper.make_tensor_value_info(key, TensorProto.FLOAT, None) for key in feeds],
-        [helper.make_tensor_value_info(current, TensorProto.FLOAT, None)],
-        [numpy_helper.from_array(array, key) for key, array in CONSTANTS.items() if key in read],
-    )
-    opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)]
-    options = ort.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION)
-    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    constants = {key: array for key, array in CONSTANTS.items() if key in read}
+    session = nodes.session(list(feeds), [current], constants, threads)
     seconds = []
     for _ in range(runs + 1):  # the first one allocates
         began = time.perf_counter()

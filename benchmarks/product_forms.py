@@ -19,11 +19,11 @@ import click
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
-from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from benchmarks.command import Benchmark
+from benchmarks.node_forms import Nodes
 from benchmarks.report import print_report
-from edge_gemma.export.graph import IR_VERSION, MICROSOFT, OPSET
+from edge_gemma.export.graph import MICROSOFT
 from edge_gemma.runtime.session import default_threads
 
 LAYERS, HIDDEN, WIDTH, BLOCK = 16, 2048, 8192, 128
@@ -31,21 +31,14 @@ RUNS = 8  # in a turn
 LEFT = WIDTH * 5 // 100  # rows that the gate of a sparse layer leaves
 
 
-class Graph:
+class Graph(Nodes):
     """Nodes and weights of one layer after the other; `x` float32 [1, HIDDEN] is the input."""
 
     def __init__(self, form: Callable[[Graph, str], str]) -> None:
-        self.nodes: list[NodeProto] = []
+        super().__init__()
         self.weights: dict[str, NDArray[Any]] = {}
         self._random = np.random.default_rng(0)
         self.outputs = [form(self, "x") for _ in range(LAYERS)]
-
-    def add(
-        self, kind: str, *inputs: str, outputs: int = 1, domain: str = "", **attributes: Any
-    ) -> list[str]:
-        names = [f"{len(self.nodes)}:{i}" for i in range(outputs)]
-        self.nodes.append(helper.make_node(kind, list(inputs), names, domain=domain, **attributes))
-        return names
 
     def constant(self, value: NDArray[Any]) -> str:
         name = f"weight {len(self.weights)}"
@@ -65,19 +58,10 @@ class Graph:
         sizes = {"K": HIDDEN, "N": rows, "bits": 4, "block_size": BLOCK, "accuracy_level": 4}
         return self.add("MatMulNBits", x, *weights, domain=MICROSOFT, **sizes)[0]
 
-    def session(self, threads: int) -> ort.InferenceSession:
-        graph = helper.make_graph(
-            self.nodes,
-            "forms",
-            [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, HIDDEN])],
-            [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in self.outputs],
-            [numpy_helper.from_array(value, name) for name, value in self.weights.items()],
-        )
-        opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)]
-        model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION)
-        options = ort.SessionOptions()
-        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-        return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+def opened(form: Callable[[Graph, str], str], threads: int) -> ort.InferenceSession:
+    graph = Graph(form)
+    return graph.session(["x"], graph.outputs, graph.weights, threads)
 
 
 def _two_products(g: Graph, x: str) -> str:
@@ -118,7 +102,7 @@ def main(threads: int, rounds: int) -> None:
     x = {"x": np.random.default_rng(1).standard_normal((1, HIDDEN), dtype=np.float32)}
     rows, data = [], []
     for step, forms in STEPS.items():
-        sessions = {name: Graph(form).session(threads) for name, form in forms.items()}
+        sessions = {name: opened(form, threads) for name, form in forms.items()}
         taken: dict[str, list[float]] = {name: [] for name in forms}
         for _ in range(rounds + 1):
             for name, session in sessions.items():

@@ -107,11 +107,9 @@ def run(arguments: list[str] | None = None) -> int:
     except click.ClickException as error:
         error.show()
         return error.exit_code
-    except (click.Abort, KeyboardInterrupt):
-        click.echo("interrupted", err=True)
-        return INTERRUPTED
-    except ImportError as error:  # which a package that is being imported makes of Ctrl-C
-        if not _interrupted(error):
+    except (click.Abort, KeyboardInterrupt, ImportError) as error:
+        # a package that is being imported makes an ImportError of Ctrl-C
+        if isinstance(error, ImportError) and not _interrupted(error):
             raise
         click.echo("interrupted", err=True)
         return INTERRUPTED

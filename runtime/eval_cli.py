@@ -73,11 +73,10 @@ def eval_command(
                     except (ContextLimitError, MediaError) as error:  # of this one alone
                         click.echo(f"error: {error}", err=True)
                         status = error.exit_code
-                        progress.advance()
-                        continue
-                    if file:
-                        file.write(evaluation.answer_line(question, answers[question.id]))
-                        file.flush()
+                    else:
+                        if file:
+                            file.write(evaluation.answer_line(question, answers[question.id]))
+                            file.flush()
                     progress.advance()
             except KeyboardInterrupt:
                 status = INTERRUPTED

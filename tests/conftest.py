@@ -109,3 +109,19 @@ def multimodal_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Any:
     import multimodal
 
     return multimodal.make(tmp_path_factory.mktemp("checkpoints") / "multimodal")
+
+
+@pytest.fixture
+def encoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The kinds of what went through an encoder, in order."""
+    from edge_gemma.runtime.encoders import Encoders
+
+    kinds: list[str] = []
+    run = Encoders._run
+
+    def counted(self: Encoders, spec: Any, item: Any) -> Any:
+        kinds.append(item.kind)
+        return run(self, spec, item)
+
+    monkeypatch.setattr(Encoders, "_run", counted)
+    return kinds

@@ -94,8 +94,13 @@ class AudioRequest:
         """
         asked = [{"role": "user", "content": self.instruction}]
         check_prompt(asked, filters)
-        options: dict[str, Any] = {"temperature": self.temperature, "level": self.level, "cancel": cancel}
-        options |= {"hint": self.hint, "statistics": statistics}
+        options: dict[str, Any] = {
+            "temperature": self.temperature,
+            "level": self.level,
+            "cancel": cancel,
+            "hint": self.hint,
+            "statistics": statistics,
+        }
         if self.target is None:
             segments = model.transcribe_stream(sound, self.language, **options)
         else:

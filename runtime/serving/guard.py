@@ -7,7 +7,7 @@ import hmac
 import socket
 from collections.abc import Sequence
 from ipaddress import ip_address
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -57,7 +57,7 @@ class Guard:
                 code="unknown_host",
             )
         origin = headers.get("origin")
-        if origin is not None and _site(origin) != host.lower():
+        if origin is not None and _split(origin).netloc.lower() != host.lower():
             raise Problem(403, "this server does not answer pages of other sites", code="foreign_origin")
 
     def _check_key(self, headers: Headers) -> str:
@@ -81,18 +81,15 @@ def _digest(key: str) -> bytes:
 
 def _hostname(host: str) -> str:
     """The name in a Host header, lower case, without port and brackets; "" where there is none."""
-    try:
-        return urlsplit(f"//{host}").hostname or ""
-    except ValueError:
-        return ""
+    return _split(f"//{host}").hostname or ""
 
 
-def _site(origin: str) -> str:
-    """Host and port of an Origin header, lower case; "" where it names none."""
+def _split(url: str) -> SplitResult:
+    """Its parts; those of an empty one where it is malformed."""
     try:
-        return urlsplit(origin).netloc.lower()
+        return urlsplit(url)
     except ValueError:
-        return ""
+        return urlsplit("")
 
 
 def _is_address(name: str) -> bool:

@@ -16,9 +16,8 @@ from hypothesis import strategies as st
 import edge_gemma
 from edge_gemma import Answer, EdgeGemmaError, Model, Session
 from edge_gemma.errors import BudgetError, ContextLimitError, PromptError
-from edge_gemma.runtime.encoders import Encoders
 from edge_gemma.runtime.prefixes import Prefixes
-from edge_gemma.runtime.prompt import Encoded, Media
+from edge_gemma.runtime.prompt import Encoded
 from edge_gemma.runtime.said import Said
 
 GREEDY: dict[str, Any] = {"temperature": 0, "max_new_tokens": 10}
@@ -205,20 +204,6 @@ def test_what_the_limit_has_no_room_for_is_computed_again(artifact: Path, fresh:
         answer = session.generate("Why?", **GREEDY)
         assert (answer.text, answer.statistics.reused_tokens) == (expected, 0)
         assert len(model._open().prefixes) == 0
-
-
-@pytest.fixture
-def encoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The kinds of what went through an encoder."""
-    kinds: list[str] = []
-    run = Encoders._run
-
-    def counted(self: Encoders, spec: Any, item: Media) -> Any:
-        kinds.append(item.kind)
-        return run(self, spec, item)
-
-    monkeypatch.setattr(Encoders, "_run", counted)
-    return kinds
 
 
 def test_what_is_seen_and_heard_is_encoded_once(

@@ -20,7 +20,6 @@ from PIL import Image
 from edge_gemma.cli import run
 from edge_gemma.errors import EdgeGemmaError, MediaError
 from edge_gemma.runtime import segments, speech
-from edge_gemma.runtime.encoders import Encoders
 from edge_gemma.runtime.loading import load
 from edge_gemma.runtime.speech import SpeechSegment, Transcript
 
@@ -273,24 +272,15 @@ def test_the_library_gives_transcripts(media_artifact: Path, recording: Path, sp
         assert first.text == "one"
 
 
-def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What is encoded from now on, a kind each."""
-    seen: list[str] = []
-    run_encoder = Encoders._run
-
-    def note(self: Encoders, spec: Any, item: Any) -> Any:
-        seen.append(item.kind)
-        return run_encoder(self, spec, item)
-
-    monkeypatch.setattr(Encoders, "_run", note)
-    return seen
-
-
 def test_a_transcription_can_be_cancelled(
-    media_artifact: Path, recording: Path, spoken: list[str], monkeypatch: pytest.MonkeyPatch
+    media_artifact: Path,
+    recording: Path,
+    spoken: list[str],
+    encoded: list[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(speech, "AHEAD", 1)
-    encoded, cancel = counted(monkeypatch), Event()
+    cancel = Event()
     with load(media_artifact, threads=1, context=512) as model:
         heard = model.transcribe_stream(recording, cancel=cancel, max_new_tokens=4)
         assert next(heard).text == "one"
@@ -300,10 +290,9 @@ def test_a_transcription_can_be_cancelled(
 
 
 def test_a_model_that_is_answering_encodes_nothing(
-    media_artifact: Path, recording: Path, monkeypatch: pytest.MonkeyPatch
+    media_artifact: Path, recording: Path, encoded: list[str]
 ) -> None:
     """An encoder may have the memory of the decoder, which is at work."""
-    encoded = counted(monkeypatch)
     with load(media_artifact, threads=1, context=512) as model:
         pieces = model.stream("hello")
         next(pieces)
